@@ -1,0 +1,1 @@
+"""Launch real vLLM engines over a grid and record what they really used."""
