@@ -1,0 +1,69 @@
+# vllm-calibrate. `make` alone says what there is. Needs GNU make 3.81 or newer and Python 3.11 to 3.14.
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep test lint clean
+
+SWEEP ?= auto
+SET ?=
+ARGS ?=
+PYTHON ?=
+CALIBRATE_PYTHON ?=
+
+ifeq ($(strip $(CALIBRATE_PYTHON)),)
+RUN := .venv/bin/python
+# An environment that is there keeps its Python; otherwise the first fit one on PATH makes it. Each is tried by
+# running it, since a name on PATH may be a stub. With none fit, bench/bootstrap.py says what is wrong with python3.
+FIT := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
+define bootstrap
+@for python in "$(PYTHON)" .venv/bin/python python3 python3.13 python3.12 python3.11 python3.14; do \
+  if test -n "$$python" && "$$python" -c '$(FIT)' >/dev/null 2>&1; then exec "$$python" -I bench/bootstrap.py $(1); fi; \
+  if test -n "$(PYTHON)" && test "$$python" = "$(PYTHON)"; then \
+    echo "set-up: PYTHON=$$python is no Python 3.11 to 3.14 with venv and ensurepip; looking for another" >&2; fi; \
+done; \
+if python3 -c '' >/dev/null 2>&1; then python3 -I bench/bootstrap.py $(1); exit 1; fi; \
+echo "set-up: no Python found: install Python 3.11 to 3.14, or name one with PYTHON=/path/to/python3.12" >&2; exit 1
+endef
+else
+RUN := "$(CALIBRATE_PYTHON)"
+define bootstrap
+@$(RUN) -c 'import sys; from importlib.util import find_spec as f; sys.exit(not (f("vllm") and f("hydra")))' || { \
+  echo "set-up: CALIBRATE_PYTHON=$(CALIBRATE_PYTHON) must be a Python that has vllm and bench/requirements/base.txt" >&2; exit 1; }
+endef
+endif
+
+help:
+	@echo 'make setup   make or update .venv for this machine: vLLM for its NVIDIA GPUs, or the CPU build'
+	@echo 'make sweep   set up, then measure: conf/sweep/$$(SWEEP).yaml into results/$$(SET)'
+	@echo 'make test    set up, then run the tests'
+	@echo 'make lint    set up, then check the code with ruff'
+	@echo 'make clean   remove .venv and caches; results/ stays'
+	@echo
+	@echo 'SWEEP=gpu-memory   which sweep (default: auto, what this machine can run)'
+	@echo 'SET=mine           which result set under results/ (default: the name of the sweep)'
+	@echo 'ARGS="..."         more words for the tool behind a target, quoted as in a shell:'
+	@echo '                     make sweep ARGS="engine.max_num_seqs=8,64 model=qwen2.5-0.5b"'
+	@echo '                     make test ARGS="-k nvml"'
+	@echo '                     make setup ARGS=--dry-run      (or --check, --recreate)'
+	@echo 'PYTHON=python3.12  which Python makes .venv'
+	@echo 'CALIBRATE_ENGINE=cpu          or cuda: do not look for a GPU to choose the engine'
+	@echo 'CALIBRATE_PYTHON=/path/to/python   use this Python, which has vLLM already, and install nothing:'
+	@echo '                                   for a host without network, or for another version of vLLM'
+
+setup:
+	$(call bootstrap,$(ARGS))
+
+sweep:
+	$(call bootstrap,)
+	@$(RUN) -m bench sweep=$(SWEEP) $(if $(SET),set=$(SET)) $(ARGS)
+
+# STATUS_FILE receives pytest's exit code, which make does not pass on.
+test:
+	$(call bootstrap,--extra test)
+	@$(RUN) -m pytest $(ARGS); code=$$?; $(if $(STATUS_FILE),echo $$code >"$(STATUS_FILE)";) exit $$code
+
+lint:
+	$(call bootstrap,--extra test)
+	@$(RUN) -m ruff check $(ARGS) .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info outputs multirun
+	find analysis bench tests -type d -name __pycache__ -prune -exec rm -rf {} +

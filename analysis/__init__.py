@@ -1,0 +1,1 @@
+"""Turn result sets into formulas, factors and predictions. Needs neither vLLM, torch nor a GPU."""

@@ -1,0 +1,111 @@
+"""The command line: `python -m bench`. Hydra composes, `GridSweeper` plans, `Runner` measures."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BadRequest, BenchError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _register() -> None:
+    """Make the schema and the sweeper known to Hydra before it composes anything."""
+    sys.path.insert(0, str(ROOT / "bench" / "plugins"))
+    from hydra.core.config_store import ConfigStore
+
+    from bench.config import BenchConfig
+
+    ConfigStore.instance().store(name="schema", node=BenchConfig, provider="vllm-calibrate")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a request; returns the exit code: 0 measured, 1 a run failed, 2 a bad request."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # With Hydra's own short report, errors would leave as exit code 1 and a stack trace hint.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    _register()
+
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    from bench.request import load_request
+    from bench.runner import Runner
+
+    @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
+    def measure(composed: DictConfig) -> str:
+        return Runner.current().run(load_request(composed))
+
+    sys.argv = [sys.argv[0], *(_resolve_sweep(word) for word in words)]
+    with Runner() as runner:
+        try:
+            measure()
+            return runner.finish()
+        except BenchError as error:
+            return _refuse(str(error), error.exit_code)
+        except (HydraException, OmegaConfBaseException) as error:
+            return _refuse(_sentence(error), BadRequest.exit_code)
+        except KeyboardInterrupt:
+            runner.interrupted()
+            return 130
+        except SystemExit as error:  # --help and its like
+            return error.code if isinstance(error.code, int) else 0
+
+
+def _resolve_sweep(word: str) -> str:
+    """`sweep=auto` names what the machine can run; Hydra's config groups take no computed choice."""
+    if word != "sweep=auto":
+        return word
+    from bench.config import DeviceConfig
+    from bench.environment import device_kind
+
+    return "sweep=cpu" if device_kind(DeviceConfig()) == "cpu" else "sweep=gpu"
+
+
+def _sentence(error: BaseException) -> str:
+    """Hydra's and OmegaConf's refusals in the form of our own: field, value, fix."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option}: no such option; choose one of {', '.join(error.options or ())}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read ({str(error).splitlines()[0]}); write key=value or key=value1,value2"
+    first = str(error).strip().splitlines()[0]
+    if unknown := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", first):
+        return _unknown_key(unknown[1] or unknown[2])
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return f"{cause.full_key}: {str(cause).strip().splitlines()[0]}"
+    return first
+
+
+def _unknown_key(key: str) -> str:
+    from omegaconf import OmegaConf
+
+    from bench.config import BenchConfig
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for name, value in node.items():
+            yield prefix + name
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{name}.")
+
+    known = list(walk(OmegaConf.to_container(OmegaConf.structured(BenchConfig)), ""))
+    near = difflib.get_close_matches(key, known, n=1)
+    meant = f"did you mean {near[0]}?" if near else "`python -m bench --help` lists them all"
+    return f"{key}: no such setting; {meant}"
+
+
+def _refuse(sentence: str, code: int) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,12 @@
+"""Every setting of the harness: one dataclass a node, which validates itself and says its units."""
+
+from bench.config.device import DeviceConfig, TelemetryConfig
+from bench.config.engine import EngineConfig
+from bench.config.model import ModelConfig, QuantizationConfig
+from bench.config.root import BenchConfig, PathsConfig, SweepConfig, check_request
+from bench.config.workload import WorkloadConfig, WorkloadPoint
+
+__all__ = [
+    "BenchConfig", "DeviceConfig", "EngineConfig", "ModelConfig", "PathsConfig", "QuantizationConfig",
+    "SweepConfig", "TelemetryConfig", "WorkloadConfig", "WorkloadPoint", "check_request",
+]  # fmt: skip

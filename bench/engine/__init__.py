@@ -1,0 +1,1 @@
+"""One vLLM engine at a time: launch it, ask it, end it."""

@@ -1,0 +1,112 @@
+"""The gate: an engine starts on a clean device, and leaves it clean."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.config import DeviceConfig
+from bench.engine.command import MARK, OWNER
+from bench.environment import gpus_of
+from bench.engine.guard import kill_session
+from bench.errors import BenchError
+from bench.telemetry.nvml import Device, open_nvml
+from bench.telemetry.procfs import all_stats, read_bytes
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """`clean`, or a sentence that says what is in the way; `foreign_pids` share the device with the engine."""
+
+    seconds: float
+    clean: bool
+    sentence: str = ""
+    foreign_pids: tuple[int, ...] = ()
+
+
+class DeviceBusy(BenchError):
+    """Another harness measures on this device."""
+
+
+@contextlib.contextmanager
+def device_lock(name: str) -> Iterator[None]:
+    """Hold the device for this process; two sweeps at once would measure each other."""
+    folder = Path(tempfile.gettempdir()) / f"vllm-calibrate-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with open(folder / f"{name}.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise DeviceBusy(f"device {name}: another sweep (process {holder}) measures on it; "
+                             "wait for it to end, or end it") from None  # fmt: skip
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def end_orphans() -> list[int]:
+    """End engines of harnesses that are gone; returns their sessions. A guard killed too could have left them."""
+    ended = []
+    for pid, stat in all_stats().items():
+        if stat.is_dead:
+            continue
+        environ = read_bytes(f"/proc/{pid}/environ")
+        if not environ or MARK.encode() not in environ:
+            continue
+        values = dict(item.split(b"=", 1) for item in environ.split(b"\0") if b"=" in item)
+        owner = values.get(OWNER.encode(), b"")
+        if MARK.encode() in values and owner.isdigit() and not _alive(int(owner)) and stat.session_id not in ended:
+            kill_session(stat.session_id)
+            ended.append(stat.session_id)
+    return ended
+
+
+def wait_clean(kind: str, device: DeviceConfig) -> GateReport:
+    """Wait until the device holds nothing that is not expected, at most `device.gate_timeout_s`."""
+    began = time.monotonic()
+    if kind == "cpu":
+        return GateReport(time.monotonic() - began, True)
+    with open_nvml() as nvml:
+        gpus = gpus_of(nvml, device)
+        while True:
+            sentence, foreign = _obstacle(gpus, device.gate_tolerance_mib * 2**20)
+            waited = time.monotonic() - began
+            if not sentence:
+                return GateReport(waited, True)
+            if waited > device.gate_timeout_s:
+                clean = device.allow_foreign_processes
+                return GateReport(waited, clean, sentence, foreign)
+            time.sleep(0.1)
+
+
+def _obstacle(gpus: list[Device], tolerance_bytes: int) -> tuple[str, tuple[int, ...]]:
+    for gpu in gpus:
+        pids = tuple(process.pid for process in gpu.processes() or ())
+        if pids:
+            return f"GPU {gpu.index} is used by process(es) {', '.join(map(str, pids))}", pids
+        memory = gpu.memory()
+        if memory is not None and memory.used_bytes > tolerance_bytes:
+            return (
+                f"GPU {gpu.index} has {memory.used_bytes / 2**20:.0f} MiB in use, more than "
+                f"device.gate_tolerance_mib={tolerance_bytes // 2**20}"
+            ), ()
+    return "", ()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

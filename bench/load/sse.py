@@ -1,0 +1,161 @@
+"""Read a finished event stream of ``/v1/completions``: when chunks arrived and what tokens they brought."""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_EVENT_END = re.compile(rb"\n\n|\r\n\r\n|\r\r")
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+@dataclass(slots=True)
+class ParsedStream:
+    """What a completion stream said.
+
+    ``chunk_ns[i]`` is the arrival (clock of the caller) of the piece that completed chunk ``i``,
+    ``chunk_tokens[i]`` (>= 1) the tokens it brought. Chunks that arrived in one piece are one chunk here, for
+    nothing tells their times apart. ``problem`` is a sentence if the stream broke its own format; what came
+    before stays. ``server_error`` is the message of an error event. ``complete`` says that the closing
+    ``[DONE]`` was seen.
+    """
+
+    chunk_ns: array[int] = field(default_factory=lambda: array("q"))
+    chunk_tokens: array[int] = field(default_factory=lambda: array("i"))
+    output_tokens: int = 0
+    prompt_tokens: int | None = None
+    finish_reason: str | None = None
+    server_error: str | None = None
+    problem: str | None = None
+    complete: bool = False
+
+
+def parse_stream(pieces: Sequence[bytes], arrivals_ns: Sequence[int], *, ended: bool) -> ParsedStream:
+    """Parse body ``pieces`` with their arrival times (ns, not decreasing), one time per piece.
+
+    Tokens are counted, in this order of preference, by the running ``usage.completion_tokens`` of each chunk,
+    by its ``token_ids``, or as one per chunk; the last is believed only if the closing usage agrees.
+    ``ended`` is False when the connection broke off, and then an unfinished last event is ignored instead of
+    being a problem.
+    """
+    parsed = ParsedStream()
+    counter = _TokenCounter(parsed)
+    for arrival_ns, event in _events(pieces, arrivals_ns, ended):
+        data = _data_of(event)
+        if data is None:
+            continue
+        if parsed.complete:
+            parsed.problem = f"The stream went on after [DONE]: {data[:80]!r}."
+            return parsed
+        if data == b"[DONE]":
+            parsed.complete = True
+            continue
+        try:
+            chunk = json.loads(data)
+        except ValueError:
+            parsed.problem = f"Event {counter.events + 1} of the stream is not JSON: {data[:80]!r}."
+            return parsed
+        counter.take(chunk, arrival_ns)
+        if parsed.problem or parsed.server_error:
+            return parsed
+    counter.close(ended)
+    return parsed
+
+
+class _TokenCounter:
+    """Turns chunk objects into token counts, and holds them against each other."""
+
+    def __init__(self, parsed: ParsedStream) -> None:
+        self.events = 0
+        self._parsed = parsed
+        self._guessed = False  # at least one chunk was counted as one token for want of better
+        self._final: int | None = None
+
+    def take(self, chunk: Any, arrival_ns: int) -> None:
+        parsed = self._parsed
+        self.events += 1
+        if not isinstance(chunk, dict):
+            parsed.problem = f"Event {self.events} of the stream is not an object: {str(chunk)[:80]!r}."
+            return
+        if "error" in chunk:
+            error = chunk["error"]
+            message = error.get("message") if isinstance(error, dict) else None
+            parsed.server_error = str(message or error)
+            return
+        choices, usage = chunk.get("choices"), chunk.get("usage")
+        if not isinstance(choices, list) or not (usage is None or isinstance(usage, dict)):
+            parsed.problem = (
+                f"Event {self.events} of the stream is not a completion chunk: {str(chunk)[:80]!r}."
+            )
+            return
+        so_far = _count(usage, "completion_tokens")
+        prompt_tokens = _count(usage, "prompt_tokens")
+        if prompt_tokens is not None:
+            parsed.prompt_tokens = prompt_tokens
+        if not choices:
+            self._final = so_far if so_far is not None else self._final
+            return
+        choice = choices[0] if isinstance(choices[0], dict) else {}
+        if choice.get("finish_reason") is not None:
+            parsed.finish_reason = str(choice["finish_reason"])
+        if so_far is not None:
+            tokens = so_far - parsed.output_tokens
+        elif isinstance(choice.get("token_ids"), list):
+            tokens = len(choice["token_ids"])
+        else:
+            tokens, self._guessed = 1, True
+        if tokens < 0:
+            parsed.problem = (
+                f"Event {self.events} takes the token count from {parsed.output_tokens} to {so_far}."
+            )
+        elif tokens:
+            parsed.output_tokens += tokens
+            if parsed.chunk_ns and parsed.chunk_ns[-1] == arrival_ns:
+                parsed.chunk_tokens[-1] += tokens
+            else:
+                parsed.chunk_ns.append(arrival_ns)
+                parsed.chunk_tokens.append(tokens)
+
+    def close(self, ended: bool) -> None:
+        parsed = self._parsed
+        if not ended:
+            return
+        if not parsed.complete:
+            parsed.problem = f"The stream ended without [DONE] after {self.events} events."
+        elif self._final is not None and self._final != parsed.output_tokens:
+            parsed.problem = (
+                f"The closing usage says {self._final} tokens, the chunks {parsed.output_tokens}."
+            )
+        elif self._guessed and self._final is None:
+            parsed.problem = "The stream has no token counts: neither usage nor token_ids."
+
+
+def _count(usage: dict[str, Any] | None, name: str) -> int | None:
+    value = usage.get(name) if usage else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _events(pieces: Sequence[bytes], arrivals_ns: Sequence[int], ended: bool) -> Iterator[tuple[int, bytes]]:
+    """Each event's bytes with the arrival of the piece that held the last byte of its closing blank line."""
+    body = b"".join(pieces)
+    piece, covered, start = 0, len(pieces[0]) if pieces else 0, 0
+    for match in _EVENT_END.finditer(body):
+        while covered < match.end():
+            piece += 1
+            covered += len(pieces[piece])
+        yield arrivals_ns[piece], body[start : match.start()]
+        start = match.end()
+    if ended and body[start:].strip():
+        yield arrivals_ns[len(pieces) - 1], body[start:]
+
+
+def _data_of(event: bytes) -> bytes | None:
+    """The data lines of an event, joined; None for comments and other fields alone."""
+    if event.startswith(b"data: ") and b"\n" not in event and b"\r" not in event:
+        return event[6:]
+    lines = [line[5:].removeprefix(b" ") for line in _LINE_END.split(event) if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None

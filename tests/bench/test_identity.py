@@ -1,0 +1,61 @@
+"""Two starts are one point exactly when the same thing is measured."""
+
+import dataclasses
+
+import pytest
+
+from bench.config import BenchConfig, EngineConfig, ModelConfig, QuantizationConfig, WorkloadConfig, WorkloadPoint
+from bench.identity import content_hash, point_id
+
+SHAPE = {"architectures": ["LlamaForCausalLM"], "vocab_size": 100, "num_attention_heads": 8}
+
+
+def _cfg(**changes):
+    base = BenchConfig(
+        model=ModelConfig(name="m", config=SHAPE),
+        quantization=QuantizationConfig(name="bf16"),
+        engine=EngineConfig(max_num_seqs=8),
+        workload=WorkloadConfig(name="w", points=[WorkloadPoint(name="a")]),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def _id(cfg, shape=SHAPE, kind="cpu", launcher="spawn"):
+    return point_id(cfg, shape, kind, launcher)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        _cfg(set="other"),
+        _cfg(repeat=3, repeats=5),
+        _cfg(engine=EngineConfig(max_num_seqs=8, port=8123, startup_timeout_s=5)),
+        _cfg(engine_log=False),
+        _cfg(rerun="all"),
+    ],
+)
+def test_where_and_how_often_is_not_identity(same):
+    assert _id(same) == _id(_cfg())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        _cfg(engine=EngineConfig(max_num_seqs=9)),
+        _cfg(engine=EngineConfig(max_num_seqs=8, env={"VLLM_USE_V2_MODEL_RUNNER": "0"})),
+        _cfg(quantization=QuantizationConfig(name="bf16", dtype="float32")),
+        _cfg(workload=WorkloadConfig(name="w", points=[WorkloadPoint(name="a", concurrency=9)])),
+        _cfg(model=ModelConfig(name="m", source="path", path="/x", config=SHAPE)),
+    ],
+)
+def test_what_is_measured_is_identity(other):
+    assert _id(other) != _id(_cfg())
+
+
+def test_shape_device_and_launcher_are_identity():
+    ids = {_id(_cfg()), _id(_cfg(), SHAPE | {"vocab_size": 101}), _id(_cfg(), kind="cuda"), _id(_cfg(), launcher="warm")}
+    assert len(ids) == 4
+
+
+def test_key_order_does_not_matter():
+    assert content_hash({"a": 1, "b": [2]}) == content_hash({"b": [2], "a": 1})
