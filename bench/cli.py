@@ -20,9 +20,13 @@ def _register() -> None:
     sys.path.insert(0, str(ROOT / "bench" / "plugins"))
     from hydra.core.config_store import ConfigStore
 
+    from omegaconf import OmegaConf
+
     from bench.config import BenchConfig
+    from bench.environment import cpu_fp8
 
     ConfigStore.instance().store(name="schema", node=BenchConfig, provider="vllm-calibrate")
+    OmegaConf.register_new_resolver("cpu_fp8", cpu_fp8, replace=True)
 
 
 def main(argv: list[str] | None = None) -> int:

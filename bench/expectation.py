@@ -21,11 +21,12 @@ _CUDA_DEFAULT_UTILIZATION = 0.92
 
 @dataclass(frozen=True)
 class Check:
-    """Columns about the loaded model; `sentence` is set where it is not the one that was asked for."""
+    """Columns about the loaded model. `sentence` is set where it is not the one that was asked for; `warnings` say,
+    under a row flag each, what else differs from the arithmetic."""
 
     columns: dict[str, Any] = field(default_factory=dict)
     sentence: str = ""
-    warning: str = ""
+    warnings: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,32 @@ class Expectation:
         }
 
     def check(self, terms: MemoryTerms) -> Check:
-        """Compare loaded bytes with expected ones."""
+        """Compare what the engine holds with what config.json implies."""
+        warnings = {}
+        if kv := self._kv_difference(terms):
+            warnings["kv_unexpected"] = kv
         measured = terms.weights_tensor_bytes or terms.weights_bytes
         if self.load is None or measured is None:
-            return Check()
+            return Check(warnings=warnings)
         found = check_loaded(measured, self.load)
         columns = {"weights_error": found.relative_error, "quantization_applied": found.ok}
-        unquantized = self.load.unquantized_bytes
         if found.ok:
-            return Check(columns)
+            return Check(columns, warnings=warnings)
         # The trap this guards against is a plain model under a quantized name. Bytes that are neither are a row to
         # look at: a kernel's workspace, or a term that the arithmetic does not know yet.
-        if unquantized != self.load.bytes and abs(measured / unquantized - 1) < abs(found.relative_error):
-            return Check(columns, sentence=found.sentence)
-        return Check(columns, warning=found.sentence)
+        plain = self.load.unquantized_bytes
+        if plain != self.load.bytes and abs(measured / plain - 1) < abs(found.relative_error):
+            return Check(columns, found.sentence, warnings)
+        return Check(columns, warnings=warnings | {"weights_unexpected": found.sentence})
+
+    def _kv_difference(self, terms: MemoryTerms) -> str:
+        per_block, block = terms.kv_bytes_per_block, terms.kv_block_size_tokens
+        if not (self.kv_bytes_per_token and per_block and block):
+            return ""
+        expected = self.kv_bytes_per_token * block
+        if per_block == expected:
+            return ""
+        return f"a KV block of {block} tokens holds {per_block} bytes, {expected} expected"
 
 
 def expect(request: Request, environment: dict[str, Any]) -> Expectation:

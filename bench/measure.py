@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import checkpoint
+from bench.config import WorkloadPoint
 from bench.engine import failure, logs, memory, phases
 from bench.engine.base import EngineProcess, LaunchRequest
 from bench.engine.command import engine_env, serve_argv
@@ -40,6 +41,8 @@ from bench.telemetry.sampler import Sampler, read_samples
 
 # Flags of a load run that speak of too few samples: about the workload's design, not about the engine start.
 _DESIGN_FLAGS = frozenset({"few_samples_p95", "few_samples_p99", "few_requests_per_slot", "fewer_requests_than_slots"})
+
+TOO_SLOW = "not finished within"
 
 
 @dataclass
@@ -209,9 +212,9 @@ class EngineStart:
         terms = self.memory_terms()
         applied = expectation.check(terms)
         self.row |= applied.columns
-        if applied.warning:
-            self.row["flags"].append("weights_unexpected")
-            self.row["warnings"].append(applied.warning)
+        for flag, warning in applied.warnings.items():
+            self.row["flags"].append(flag)
+            self.row["warnings"].append(warning)
         if applied.sentence:
             fail(self.row, "load", "quantization_not_applied", applied.sentence)
 
@@ -244,25 +247,26 @@ class EngineStart:
             # A run of its own, so that the phase is marked while the engine idles and not inside the client's clock.
             self.phase(sampler, f"warmup:{point.name}")
             seed = derive_seed(point.seed, position, "warmup")
-            warmup = self.load(dataclasses.replace(spec, num_requests=point.warmup_requests, seed=seed))
+            warmup = self.load(dataclasses.replace(spec, num_requests=point.warmup_requests, seed=seed), point)
             if not warmup.completed:
                 row["status"] = "failed"
                 self.workload_failed(row, warmup)
                 return
         self.phase(sampler, f"load:{point.name}")
-        result = self.load(spec)
+        result = self.load(spec, point)
         self.phase(sampler, "ready")
         self.loads.append(result)
-        row |= workload_columns(result, None)
+        row |= workload_columns(result, None) | {"started_unix_s": result.started_unix_s}
         row |= self.worker_peaks()
         row["status"] = "ok" if result.completed == spec.num_requests else "failed"
         self.row["flags"] += [f for f in result.flags if f not in _DESIGN_FLAGS and f not in self.row["flags"]]
         if row["status"] == "failed":
             self.workload_failed(row, result)
 
-    def load(self, spec: LoadSpec) -> LoadResult:
-        """Drive the engine once, showing how far it is; a dead engine ends it at once."""
+    def load(self, spec: LoadSpec, point: WorkloadPoint) -> LoadResult:
+        """Drive the engine once, showing how far it is; a dead engine or one that is too slow ends it at once."""
         assert self.server is not None
+        began = time.monotonic()
 
         def show(now: Any) -> None:
             if view := self.progress.point:
@@ -271,7 +275,11 @@ class EngineStart:
 
         def dead() -> str | None:
             status = self.process.poll() if self.process else None
-            return None if status is None else f"the engine ended with {status}"
+            if status is not None:
+                return f"the engine ended with {status}"
+            if point.max_duration_s and time.monotonic() - began > point.max_duration_s:
+                return f"{TOO_SLOW} max_duration_s={point.max_duration_s:g}"
+            return None
 
         vocabulary = checkpoint.vocabulary_size(self.request.source.config)
         name = self.request.cfg.model.name
@@ -291,10 +299,17 @@ class EngineStart:
 
     def workload_failed(self, row: dict[str, Any], result: LoadResult) -> None:
         """Say why requests failed. An engine that lacks a kernel was still measured for memory."""
+        if result.abort_reason.startswith(TOO_SLOW):
+            done = f"{result.completed} of {result.spec.num_requests} requests done"
+            kernels = ", ".join(self.row.get("linear_kernels") or ())
+            sentence = f"{result.abort_reason} of workload {row['workload']}: {done}; kernels: {kernels}"
+            row |= {"failure_cause": "too_slow", "failure_sentence": sentence}
+            fail(self.row, "runtime", "too_slow", sentence, status="memory_only")
+            return
         found = self.failure(timed_out=False, ready=True)
         kinds = ", ".join(f"{number} {kind}" for kind, number in result.outcomes.items() if number and kind != "ok")
         first = next(iter(result.errors.values()), "")
-        known = found.cause not in ("unknown", "engine_error")
+        known = found.cause != "unknown"
         row["failure_cause"] = found.cause if known else "requests_failed"
         row["failure_sentence"] = found.sentence if known else f"{kinds} of {result.spec.num_requests} requests: {first}"
         status = "memory_only" if found.cause == "missing_kernel" else "failed"

@@ -27,6 +27,8 @@ def figures(row: dict[str, Any], workloads: Iterable[dict[str, Any]]) -> str:
         parts.append(f"{max(speeds):,.0f} tokens/s")
     if row.get("missing_kernel"):
         parts.append(f"cannot generate here: lacks {row['missing_kernel']}")
+    elif row["status"] == "memory_only":
+        parts.append(str(row["failure_sentence"]))
     return ", ".join(parts)
 
 
@@ -56,7 +58,8 @@ def _cells(row: dict[str, Any], workloads: list[dict[str, Any]]) -> list[str]:
     speed, ttft, tpot = (best.get(name) for name in ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s"))
     status = row["status"]
     if status == "memory_only":
-        status = f"memory only (lacks {row['missing_kernel']})" if row["missing_kernel"] else "memory only"
+        lacks = f"lacks {row['missing_kernel']}" if row["missing_kernel"] else row["failure_cause"]
+        status = f"memory only ({lacks})"
     elif status in ("failed", "pruned"):
         status = f"{status}: {row['failure_cause']} ({row['failure_phase']})"
     if row["flags"]:

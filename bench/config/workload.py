@@ -22,6 +22,9 @@ class WorkloadPoint:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    max_duration_s: float | None = None
+    """Longest time of the workload, and of its warm-up; past it the engine counts as too slow for this load, and the
+    row keeps its memory figures."""
     timeout_s: float = 600.0
     """Longest time of one request."""
     stall_timeout_s: float = 120.0
@@ -31,6 +34,7 @@ class WorkloadPoint:
         prefix = f"workload.points[{self.name}]"
         for name in ("concurrency", "num_requests", "input_tokens", "output_tokens", "timeout_s", "stall_timeout_s"):
             positive(f"{prefix}.{name}", getattr(self, name))
+        positive(f"{prefix}.max_duration_s", self.max_duration_s, optional=True)
         require(self.warmup_requests >= 0, f"{prefix}.warmup_requests", self.warmup_requests, "must be 0 or more")
         require(self.temperature >= 0, f"{prefix}.temperature", self.temperature, "must be 0 or more")
         require(0 < self.top_p <= 1, f"{prefix}.top_p", self.top_p, "must be greater than 0 and at most 1")

@@ -51,7 +51,8 @@ def startup_phases_of(
     """The phases in order: import, init_device, load, profile, kv_allocation, graph_capture, api.
 
     Of several workers a phase lasts from the first one's begin to the last one's end. Without the probe the
-    durations are those that the log prints. A phase that never ended has no duration.
+    durations are those that the log prints. A phase that never ended has no duration. The CPU backend
+    compiles inside `profile`, CUDA inside `graph_capture`.
     """
     spans = {name: _span(reports, name) for name in dict.fromkeys(WORKER_PHASES.values())}
     recorded = [phase for report in reports for phase in startup_phases(report)]

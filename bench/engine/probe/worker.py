@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench.engine.probe import describe, snapshot
+from bench.engine.probe import describe, snapshot, tensors
 from bench.engine.probe.report import Report
 
 REPORT = Report()
@@ -120,7 +120,7 @@ def _after_worker_phase(phase: str, worker: Any) -> None:
     if phase in ("load_model", "initialize_from_config", "compile_or_warm_up_model"):
         put("kernels", lambda: describe.kernels(runner))
     if phase in ("initialize_from_config", "compile_or_warm_up_model"):
-        put("kv_cache", lambda: describe.kv_cache(runner))
+        put("kv_cache", lambda: tensors.kv_cache(runner))
 
 
 def _wrap_runner(runner: Any) -> None:
@@ -173,13 +173,13 @@ def _wrap_weight_processing() -> None:
     @functools.wraps(original)
     def recorded(model: Any, *args: Any, **kwargs: Any) -> Any:
         load: dict[str, Any] = {"model_class": type(model).__qualname__}
-        before = _guarded("weights before repack", lambda: describe.tensor_bytes(model))
+        before = _guarded("weights before repack", lambda: tensors.tensor_bytes(model))
         load["before_repack"] = before
         load["before"] = _guarded("reading before repack", lambda: snapshot.take(REPORT.problems))
         _guarded("weights", lambda: REPORT.data["weights"]["loads"].append(load))
         _guarded("writing before repack", REPORT.write)
         result = original(model, *args, **kwargs)
-        load["after_repack"] = _guarded("weights after repack", lambda: describe.tensor_bytes(model))
+        load["after_repack"] = _guarded("weights after repack", lambda: tensors.tensor_bytes(model))
         load["after"] = _guarded("reading after repack", lambda: snapshot.take(REPORT.problems))
         _guarded("writing after repack", REPORT.write)
         return result

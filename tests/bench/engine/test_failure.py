@@ -302,3 +302,17 @@ def test_a_log_cut_anywhere_is_diagnosed(case):
         for part in (text[:end], text[end:]):
             found = diagnose(part, reports, exit_code=1)
             assert found.sentence and found.cause in CAUSES
+
+
+def test_of_two_workers_the_one_least_far_holds_up_the_start():
+    def worker(*names: str, stuck: bool) -> dict:
+        phases = [{"name": name, "inside": [], "end_unix_s": 1.0, "error": None} for name in names]
+        if stuck:
+            phases[-1]["end_unix_s"] = None
+        return {"phases": phases}
+
+    behind = worker("worker_init", "init_device", "load_model", stuck=True)
+    ahead = worker("worker_init", "init_device", "load_model", stuck=False)
+    assert diagnose("", [behind, ahead], timed_out=True).phase == "load"
+    assert diagnose("", [ahead, behind], timed_out=True).phase == "load"
+    assert diagnose("", [ahead, ahead], timed_out=True).phase == "profile"

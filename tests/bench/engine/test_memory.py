@@ -260,3 +260,9 @@ def test_runtime_peaks_are_of_the_open_window_on_cuda():
 def test_runtime_peaks_of_nothing():
     assert set(memory.runtime_peaks([]).values()) == {None}
     assert set(memory.runtime_peaks([{"problems": ["x"]}]).values()) == {None}
+
+
+def test_the_estimates_trial_capture_is_not_the_graphs(tmp_path):
+    report = cuda_report(version="0.33.0")
+    report["phases"] = report["phases"][:-2]  # it failed before it captured for serving
+    assert memory.from_probe(write(tmp_path, report)).cuda_graph_bytes is None

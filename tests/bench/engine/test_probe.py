@@ -228,11 +228,12 @@ def test_a_directory_that_cannot_be_written_does_not_stop_the_engine(stand_in, d
 def test_a_probe_that_is_broken_inside_does_not_stop_the_engine(stand_in):
     done, (report,) = stand_in(
         """
-        from bench.engine.probe import describe, snapshot
+        from bench.engine.probe import describe, snapshot, tensors
         def broken(*args, **kwargs):
             raise ZeroDivisionError("inside the probe")
-        for name in ("config", "budget", "runner", "kernels", "kv_cache", "tensor_bytes", "versions"):
+        for name in ("config", "budget", "runner", "kernels", "versions", "device"):
             setattr(describe, name, broken)
+        tensors.kv_cache = tensors.tensor_bytes = broken
         snapshot.take = broken
         """
         + textwrap.indent(START, "        ")
@@ -258,7 +259,7 @@ def test_without_vllm_the_import_is_harmless(tmp_path):
 
 def test_the_import_is_light():
     script = (
-        "import sys, bench.engine.probe.report, bench.engine.probe.describe; print('torch' in sys.modules)"
+        "import sys, bench.engine.probe.report, bench.engine.probe.tensors; print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -350,7 +351,7 @@ def test_report_is_replaced_whole(tmp_path, monkeypatch):
 def test_tensor_bytes_counts_each_storage_once():
     import torch
 
-    from bench.engine.probe import describe
+    from bench.engine.probe import tensors
 
     class Net(torch.nn.Module):
         def __init__(self):
@@ -364,7 +365,7 @@ def test_tensor_bytes_counts_each_storage_once():
             self.workspace = torch.zeros(5)  # 20 bytes, not registered
             self.later = torch.nn.Parameter(torch.empty(4, device="meta"))  # 16 bytes that do not exist yet
 
-    counted = describe.tensor_bytes(Net())
+    counted = tensors.tensor_bytes(Net())
     assert counted["parameter_bytes"] == 320 + 12 + 16
     assert counted["buffer_bytes"] == 3
     assert counted["total_bytes"] == 351

@@ -1,0 +1,220 @@
+"""Real vLLM engines through the command line: what a sweep records, resumes, survives and says of failures."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs an installed vLLM"),
+]
+
+# One small point; each test changes what it is about.
+POINT = ["model=tiny-llama", "quantization=fp32", "engine=cpu", "workload=smoke", "device=cpu"]
+
+
+def _rows(root: Path, table: str = "engines") -> list[dict]:
+    files = sorted((root / table).glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
+
+
+def _engines_alive() -> list[str]:
+    """Command lines of live processes that this machine's harness started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            except OSError:
+                continue
+            if state != "Z" and any(mark in command for mark in ("warm_parent", "VLLM::", "vllm.entrypoints")):
+                found.append(command)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sweep(bench, tmp_path_factory):
+    """A real grid: two formats x two token budgets, twice started for one of them by `repeats`."""
+    results = tmp_path_factory.mktemp("results")
+    words = [*POINT, "quantization=fp32,awq", "engine.max_num_batched_tokens=128,512", "workload=cpu-mixed",
+             "engine.max_num_seqs=8", "set=grid", f"paths.results={results}"]  # fmt: skip
+    done = bench(*words)
+    return done, results / "grid", words
+
+
+def test_every_point_is_recorded_with_all_its_terms(sweep):
+    done, root, _ = sweep
+    assert done.returncode == 0, done.stderr
+    rows = _rows(root)
+    assert len(rows) == 4
+    for row in rows:
+        assert row["status"] in ("ok", "memory_only"), row["failure_sentence"]
+        assert row["weights_tensor_bytes"] == row["expected_weights_bytes"], "loaded bytes are the arithmetic's"
+        assert row["quantization_applied"] is True
+        assert row["kv_bytes_per_block"] == row["expected_kv_bytes_per_token"] * row["kv_block_size_tokens"]
+        assert 0 <= row["kv_cache_memory_bytes"] - row["kv_cache_bytes"] < row["kv_bytes_per_block"]
+        assert row["kv_cache_bytes"] == row["kv_cache_blocks"] * row["kv_bytes_per_block"]
+        assert row["tree_pss_peak_bytes"] > row["weights_tensor_bytes"] + row["kv_cache_bytes"]
+        assert row["worker_rss_ready_bytes"] - row["worker_rss_load_bytes"] == pytest.approx(row["kv_cache_bytes"], rel=0.1)
+        assert row["effective_max_num_seqs"] == 8
+        assert row["effective_max_num_batched_tokens"] == row["max_num_batched_tokens"]
+        assert row["launcher"] == "warm" and row["launcher_fallback"] is None
+        assert row["stopped_by"] == "SIGTERM"
+        phases = ("import_s", "init_device_s", "load_s", "kv_allocation_s", "api_s")
+        assert all(row[name] > 0 for name in phases)
+        assert sum(row[name] for name in phases) == pytest.approx(row["startup_s"], rel=0.25, abs=0.5)
+        assert row["sampler_cpu_share"] < 0.2
+        assert json.loads(row["model_config_json"])["architectures"] == ["LlamaForCausalLM"]
+        assert (root / row["log_file"]).stat().st_size > 1000
+
+
+def test_points_that_differ_are_measured_to_differ(sweep):
+    _, root, _ = sweep
+    rows = {(row["quantization"], row["max_num_batched_tokens"]): row for row in _rows(root)}
+    assert rows["fp32", 128]["weights_bytes"] > 2 * rows["awq", 128]["weights_bytes"]
+    assert rows["fp32", 128]["kv_cache_tokens"] < rows["awq", 128]["kv_cache_tokens"]
+    # A larger prefill chunk needs more working memory: the worker's high-water mark under load shows it.
+    assert rows["fp32", 512]["runtime_activation_peak_bytes"] > rows["fp32", 128]["runtime_activation_peak_bytes"]
+
+
+def test_workloads_have_exact_counts_and_plausible_latencies(sweep):
+    _, root, _ = sweep
+    engines = {row["run_id"]: row for row in _rows(root)}
+    workloads = _rows(root, "workloads")
+    assert len(workloads) == 4
+    for row in workloads:
+        engine = engines[row["run_id"]]
+        if engine["status"] == "memory_only":
+            assert engine["missing_kernel"]
+            continue
+        assert (row["status"], row["completed"], row["failed"]) == ("ok", 32, 0)
+        assert row["prefix_cache_hit_tokens"] == 0
+        assert 0 < row["ttft_p50_s"] <= row["ttft_p99_s"] <= row["e2e_max_s"] <= row["window_s"]
+        assert row["output_tokens_per_s"] == pytest.approx(32 * 12 / row["window_s"], rel=0.01)
+        assert row["worker_rss_peak_bytes"] > 0
+
+
+def test_the_timeline_has_every_phase_in_order(sweep):
+    _, root, _ = sweep
+    for run in {row["run_id"] for row in _rows(root)}:
+        samples = sorted((s for s in _rows(root, "samples") if s["run_id"] == run), key=lambda s: s["t_s"])
+        seen = list(dict.fromkeys(sample["phase"] for sample in samples))
+        expected = ["gate", "idle", "launch", "ready", "warmup:c16-i192-o12", "load:c16-i192-o12", "stop"]
+        assert [phase for phase in seen if phase in expected] == expected
+        assert max(sample["tree_rss_bytes"] or 0 for sample in samples) > 2**28
+
+
+def test_a_second_sweep_starts_nothing(bench, sweep):
+    _, root, words = sweep
+    before = sorted(path.name for path in root.rglob("*"))
+    done = bench(*words)
+    assert done.returncode == 0, done.stderr
+    assert "4 recorded before, 0 to start" in done.stderr
+    assert "0 engine starts attempted" in done.stdout
+    assert sorted(path.name for path in root.rglob("*")) == before
+
+
+def test_nothing_is_left_running(sweep):
+    assert _engines_alive() == []
+
+
+def test_a_killed_harness_leaves_no_engine_and_loses_no_finished_point(bench, tmp_path):
+    words = [*POINT, "workload=none", "engine.max_num_seqs=2,3,4", f"paths.results={tmp_path}", "set=killed"]
+    harness = subprocess.Popen([sys.executable, "-m", "bench", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    engines = tmp_path / "killed" / "engines"
+    deadline = time.monotonic() + 120
+    # In the middle of the second point: one is recorded, and the next engine's log has begun.
+    while len(list(engines.glob("*.parquet"))) < 1 or len(list(engines.parent.glob("logs/*-r0-*.log"))) < 2:
+        assert time.monotonic() < deadline and harness.poll() is None
+        time.sleep(0.05)
+    assert _engines_alive()
+    harness.send_signal(signal.SIGKILL)
+    harness.wait()
+    gone = time.monotonic() + 10
+    while _engines_alive():
+        assert time.monotonic() < gone, _engines_alive()
+        time.sleep(0.05)
+    recorded = {path.name for path in engines.glob("*.parquet")}
+    done = bench(*words)
+    assert done.returncode == 0, done.stderr
+    assert f"3 points, {len(recorded)} recorded before, {3 - len(recorded)} to start" in done.stderr
+    rows = _rows(tmp_path / "killed")
+    assert len(rows) == 3 and {row["status"] for row in rows} == {"ok"}
+    assert recorded <= {path.name for path in engines.glob("*.parquet")}
+
+
+def test_spawn_and_warm_measure_the_same(bench, sweep, tmp_path):
+    """The ordinary `vllm serve` process holds the same weights and the same pool as a forked engine."""
+    done = bench(*POINT, "launcher=spawn", "engine.max_num_batched_tokens=128", "engine.max_num_seqs=8",
+                 f"paths.results={tmp_path}", "set=s")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (spawned,) = _rows(tmp_path / "s")
+    warm = next(row for row in _rows(sweep[1]) if (row["quantization"], row["max_num_batched_tokens"]) == ("fp32", 128))
+    assert spawned["launcher"] == "spawn"
+    for name in ("weights_tensor_bytes", "kv_cache_bytes", "kv_cache_blocks", "kv_cache_tokens", "cpu_threads"):
+        assert spawned[name] == warm[name], name
+    assert spawned["startup_s"] > 2 * warm["startup_s"]
+
+
+@pytest.mark.parametrize(
+    ("words", "phase", "cause", "said"),
+    [
+        (["engine.extra_args=[--no-such-flag]"], "config", "bad_argument", "--no-such-flag"),
+        (["engine.startup_timeout_s=1.5"], None, "timeout", "1.5 s"),
+        (["engine.kv_cache_memory_bytes=1MiB"], "kv_allocation", "max_model_len_exceeds_kv", "1024"),
+        (["quantization=awq", """engine.extra_args=["--hf-overrides","{\\"quantization_config\\":null}"]"""],
+         "load", "quantization_not_applied", "was not applied"),
+    ],
+)  # fmt: skip
+def test_a_failed_start_is_a_row_with_phase_cause_and_sentence(bench, tmp_path, words, phase, cause, said):
+    done = bench(*POINT, *words, f"paths.results={tmp_path}", "set=f")
+    assert done.returncode == 1, done.stdout + done.stderr
+    (row,) = _rows(tmp_path / "f")
+    assert (row["status"], row["failure_cause"]) == ("failed", cause), row["failure_sentence"]
+    assert phase is None or row["failure_phase"] == phase
+    assert said in row["failure_sentence"]
+    assert row["samples"] > 0 and row["total_s"] > 0
+    assert cause in done.stdout
+    assert _engines_alive() == []
+
+
+def test_a_port_in_use_is_a_failed_run_that_a_later_sweep_tries_again(bench, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = [*POINT, "workload=none", f"engine.port={taken.getsockname()[1]}", f"paths.results={tmp_path}", "set=p"]
+        done = bench(*words)
+        assert done.returncode == 1
+        assert "already in use; choose another" in done.stderr
+    done = bench(*words)
+    assert done.returncode == 0, done.stderr
+    assert [row["status"] for row in sorted(_rows(tmp_path / "p"), key=lambda r: r["started_unix_s"])] == ["failed", "ok"]
+
+
+def test_a_point_that_cannot_fit_is_pruned_and_said(bench, tmp_path):
+    done = bench(*POINT, "engine.kv_cache_memory_bytes=64000GiB", f"paths.results={tmp_path}", "set=c")
+    assert done.returncode == 0
+    (row,) = _rows(tmp_path / "c")
+    assert (row["status"], row["failure_cause"]) == ("pruned", "cannot_fit")
+    assert "64000.00 GiB" in row["failure_sentence"] and row["startup_s"] is None
+
+
+def test_two_sweeps_on_one_device_do_not_run_at_once(bench, tmp_path):
+    from bench.engine.gate import device_lock
+
+    with device_lock("cpu"):
+        done = bench(*POINT, f"paths.results={tmp_path}", "set=x")
+    assert done.returncode == 1
+    assert "another sweep" in done.stderr and str(os.getpid()) in done.stderr
+    assert _rows(tmp_path / "x") == []
