@@ -23,6 +23,7 @@ from bench.engine.gate import wait_clean
 from bench.engine.guard import Guard
 from bench.engine.launchers import Launchers
 from bench.engine.lifecycle import StartFailed, StopReport, stop, wait_ready
+from bench.engine.shared_memory import remove_leaked_shared_memory, shared_memory_names
 from bench.engine.server import Server, ServerError, free_port, port_is_free
 from bench.environment import gpu_names
 from bench.expectation import Expectation, expect
@@ -125,6 +126,8 @@ class EngineStart:
         self.process: EngineProcess | None = None
         self.server: Server | None = None
         self.loads: list[LoadResult] = []
+        self.cgroup = EngineCgroup.create("engine")
+        self.shared_memory = shared_memory_names()
 
     # -- the way through ---------------------------------------------------------------------------------------
 
@@ -134,7 +137,7 @@ class EngineStart:
         names = gpu_names(cfg.device) if self.request.device_kind == "cuda" else ()
         gpus = [int(name) if name.isdecimal() else name for name in names]
         sampler = Sampler(self.scratch / "telemetry", gpus, cfg.telemetry.hz, cfg.telemetry.pss_hz)
-        cgroup = EngineCgroup.create(f"vcal-{os.getpid()}")
+        cgroup = self.cgroup
         try:
             with cgroup, sampler:
                 self.phase(sampler, "gate")
@@ -143,7 +146,7 @@ class EngineStart:
                 self.phase(sampler, "idle")
                 time.sleep(cfg.telemetry.idle_s)
                 try:
-                    self.start(sampler, cgroup)
+                    self.start(sampler)
                     self.report_memory(expectation)
                     if self.row.get("failure_cause") is None:
                         self.run_workloads(sampler)
@@ -175,7 +178,7 @@ class EngineStart:
             self.row["flags"].append("device_not_clean_after")
         return gate.clean
 
-    def start(self, sampler: Sampler, cgroup: Any) -> None:
+    def start(self, sampler: Sampler) -> None:
         """Launch and wait until the engine answers. Raises `StartFailed`."""
         request, engine = self.request, self.request.cfg.engine
         port = engine.port or free_port()
@@ -195,8 +198,8 @@ class EngineStart:
         self.row["launcher"] = self.process.launcher
         self.guard.watch(self.process.session_id, self.scratch)
         # A forked engine is ours from here on; its parent's own imports are not part of the start.
-        cgroup.add(self.process.pid)
-        sampler.watch(self.process.pid, self.process.session_id, getattr(cgroup, "path", None))
+        self.cgroup.add(self.process.pid)
+        sampler.watch(self.process.pid, self.process.session_id, self.cgroup.path)
         self.server = Server(port)
         self.row["startup_s"] = wait_ready(self.process, self.server, engine.startup_timeout_s, lambda: None)
         self.ready_unix_s = time.time()
@@ -326,6 +329,7 @@ class EngineStart:
             signal=status.signal if status else None,
             timed_out=timed_out,
             ready=ready,
+            oom_killed=bool(self.cgroup.oom_kills()),
             timeout_s=self.request.cfg.engine.startup_timeout_s,
         )
 
@@ -377,6 +381,8 @@ class EngineStart:
             return
         report: StopReport = stop(self.process, self.request.cfg.engine.stop_timeout_s)
         self.row["stop_s"], self.row["stopped_by"] = report.seconds, report.stopped_by
+        if report.stopped_by == "SIGKILL":
+            remove_leaked_shared_memory(self.shared_memory)
         if report.survivors:
             self.row["flags"].append("survivors")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def serve_argv(request: Request, model: str, port: int) -> tuple[str, ...]:
 def shared_env(request: Request) -> dict[str, str | None]:
     """Environment that every engine of this kind gets and that libraries read once, at import."""
     env: dict[str, str | None] = {
-        "PYTHONPATH": str(ROOT),
+        # A host without network may have vLLM itself on PYTHONPATH.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         # The probe's pull methods and the resolved configuration; the server listens on loopback alone.
         "VLLM_SERVER_DEV_MODE": "1",

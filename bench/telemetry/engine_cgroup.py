@@ -4,6 +4,7 @@ sample's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -32,6 +33,9 @@ class NoEngineCgroup:
         return None
 
     def peak_bytes(self) -> int | None:
+        return None
+
+    def oom_kills(self) -> int | None:
         return None
 
     def pids(self) -> list[int]:
@@ -78,6 +82,7 @@ class EngineCgroup:
         home = group if group.version == 1 else _home_v2(group)
         if isinstance(home, str):
             return NoEngineCgroup(home)
+        _remove_stale(home.path)
         label = re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:64]
         for attempt in range(100):
             path = home.path / f"calibrate-{label}-{os.getpid()}-{attempt}"
@@ -112,6 +117,15 @@ class EngineCgroup:
         peak = self.group.peak_bytes()
         self._last_peak_bytes = self._last_peak_bytes if peak is None else peak
         return self._last_peak_bytes
+
+    def oom_kills(self) -> int | None:
+        """How many of its processes the kernel's out-of-memory killer has ended; None where it does not say."""
+        name = "memory.events" if self.group.version == 2 else "memory.oom_control"
+        for line in (read_bytes(self.path / name) or b"").decode().splitlines():
+            key, _, value = line.partition(" ")
+            if key == "oom_kill" and value.isdigit():
+                return int(value)
+        return None
 
     def pids(self) -> list[int]:
         return [int(pid) for pid in (read_bytes(self.group.procs_path) or b"").split()]
@@ -155,6 +169,15 @@ class EngineCgroup:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _remove_stale(home: Path) -> None:
+    """Remove the empty cgroups of harnesses that were killed before they could."""
+    for path in home.glob("calibrate-*"):
+        owner = path.name.split("-")[-2]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            with contextlib.suppress(OSError):  # not empty: its engine is still being ended
+                path.rmdir()
 
 
 def _kill(pid: int) -> None:
