@@ -101,9 +101,7 @@ def main(words: "list[str] | None" = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(prog="bootstrap", description="Set up .venv for this machine.")
     parser.add_argument("--engine", help="auto (default), cpu or cuda; also as CALIBRATE_ENGINE")
     parser.add_argument("--extra", action="append", default=[], choices=["test"], help="these tools too")
-    parser.add_argument(
-        "--check", action="store_true", help="only say whether it is ready (exit code 0 or 1)"
-    )
+    parser.add_argument("--check", action="store_true", help="only say whether it is ready (exit code 0 or 1)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be installed")
     parser.add_argument("--recreate", action="store_true", help="make the environment from scratch")
     options = parser.parse_args(words)

@@ -19,7 +19,6 @@ def _register() -> None:
     """Make the schema and the sweeper known to Hydra before it composes anything."""
     sys.path.insert(0, str(ROOT / "bench" / "plugins"))
     from hydra.core.config_store import ConfigStore
-
     from omegaconf import OmegaConf
 
     from bench.config import BenchConfig

@@ -49,7 +49,9 @@ def device_kind(device: DeviceConfig) -> str:
     """
     version = version_of("vllm")
     if version is None:
-        raise BadRequest("vllm: not installed in this Python; run `make setup`, or set CALIBRATE_PYTHON to one that has it")
+        raise BadRequest(
+            "vllm: not installed in this Python; run `make setup`, or set CALIBRATE_PYTHON to one that has it"
+        )
     built_for = "cpu" if "cpu" in version else "cuda"
     if device.kind not in ("auto", built_for):
         raise BadRequest(f"device.kind={device.kind}: the installed vLLM {version} runs on {built_for}; "
@@ -104,7 +106,9 @@ def gpus_of(nvml: Nvml | NoNvml, device: DeviceConfig) -> list[Device]:
     gpus = [visible[index] for index in device.indices]
     names = sorted({gpu.name for gpu in gpus})
     if len(names) > 1:
-        raise BadRequest(f"device.indices={device.indices}: different GPUs ({', '.join(names)}); a run needs equal ones")
+        raise BadRequest(
+            f"device.indices={device.indices}: different GPUs ({', '.join(names)}); a run needs equal ones"
+        )
     return gpus
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,8 +24,8 @@ from bench.engine.gate import wait_clean
 from bench.engine.guard import Guard
 from bench.engine.launchers import Launchers
 from bench.engine.lifecycle import StartFailed, StopReport, stop, wait_ready
-from bench.engine.shared_memory import remove_leaked_shared_memory, shared_memory_names
 from bench.engine.server import Server, ServerError, free_port, port_is_free
+from bench.engine.shared_memory import remove_leaked_shared_memory, shared_memory_names
 from bench.environment import gpu_names
 from bench.expectation import Expectation, expect
 from bench.load.closed_loop import run_closed_loop
@@ -69,7 +70,12 @@ def measure(
     stamp = datetime.fromtimestamp(began, UTC).strftime("%Y%m%dT%H%M%S")
     run_id = f"{request.point_id}-r{request.cfg.repeat}-{stamp}{int(began * 1000) % 1000:03d}"
     expectation = expect(request, environment)
-    row: dict[str, Any] = {"run_id": run_id, "started_unix_s": began, "flags": [], "warnings": list(request.source.notes)}
+    row: dict[str, Any] = {
+        "run_id": run_id,
+        "started_unix_s": began,
+        "flags": [],
+        "warnings": list(request.source.notes),
+    }
     row |= environment | request_columns(request) | expectation.columns()
     if expectation.note:
         row["warnings"].append(expectation.note)
@@ -183,9 +189,16 @@ class EngineStart:
         request, engine = self.request, self.request.cfg.engine
         port = engine.port or free_port()
         if not port_is_free(port):
-            fail(self.row, "api", "port_in_use", f"engine.port={port}: already in use; choose another, or null for a free one")
+            fail(
+                self.row,
+                "api",
+                "port_in_use",
+                f"engine.port={port}: already in use; choose another, or null for a free one",
+            )
             raise StartFailed(None, timed_out=False)
-        model = request.source.argument or str(checkpoint.write_model_dir(request.source.config, self.scratch / "model"))
+        model = request.source.argument or str(
+            checkpoint.write_model_dir(request.source.config, self.scratch / "model")
+        )
         launch = LaunchRequest(
             serve_argv(request, model, port),
             engine_env(request, self.outcome.run_id, self.probe_dir, self.scratch, os.getpid()),
@@ -314,7 +327,9 @@ class EngineStart:
         first = next(iter(result.errors.values()), "")
         known = found.cause != "unknown"
         row["failure_cause"] = found.cause if known else "requests_failed"
-        row["failure_sentence"] = found.sentence if known else f"{kinds} of {result.spec.num_requests} requests: {first}"
+        row["failure_sentence"] = (
+            found.sentence if known else f"{kinds} of {result.spec.num_requests} requests: {first}"
+        )
         status = "memory_only" if found.cause == "missing_kernel" else "failed"
         fail(self.row, "runtime", row["failure_cause"], row["failure_sentence"], found.detail, status)
         self.take_failure_facts(found)
@@ -399,7 +414,9 @@ class EngineStart:
         self.row["runtime_activation_peak_bytes"] = max((p for p in peaks if p is not None), default=None)
         rss = [row.get("worker_rss_peak_bytes") for row in self.outcome.workloads]
         self.row["worker_rss_runtime_peak_bytes"] = max((p for p in rss if p is not None), default=None)
-        self.row |= phases.startup_columns(self.probe_dir, self.log_text(), self.launched_unix_s, self.ready_unix_s or None)
+        self.row |= phases.startup_columns(
+            self.probe_dir, self.log_text(), self.launched_unix_s, self.ready_unix_s or None
+        )
         self.row["flags"] += _telemetry_flags(self.row)
         if self.row.get("failure_cause") is None:
             self.row["status"] = "ok"

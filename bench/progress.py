@@ -105,13 +105,15 @@ class Progress:
         elapsed = time.monotonic() - self._began
         known = f", {self._skipped} recorded before" if self._skipped else ""
         left = f", about {duration(self._left())} left" if self._durations else ""
-        head = Text(f"{self._title}: {len(self._done)} of {self._total} points{known}, {duration(elapsed)} elapsed{left}",
-                    style="bold")  # fmt: skip
+        done = f"{len(self._done)} of {self._total} points{known}"
+        head = Text(f"{self._title}: {done}, {duration(elapsed)} elapsed{left}", style="bold")
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name in ("point", "phase", "memory now", "tokens/s", "time"):
             table.add_column(name, justify="left" if name in ("point", "phase") else "right", no_wrap=True)
         for label, status, figures in self._done[-_RECENT:]:
-            table.add_row(Text(label, style="dim"), Text(status, style=_style(status)), Text(figures, style="dim"), "", "")
+            table.add_row(
+                Text(label, style="dim"), Text(status, style=_style(status)), Text(figures, style="dim"), "", ""
+            )
         if point := self.point:
             speed = f"{point.tokens_per_s:,.0f}" if point.tokens_per_s else ""
             phase = f"{point.phase} {point.detail}".strip()

@@ -38,7 +38,9 @@ def request_columns(request: Request) -> dict[str, Any]:
         "model_hub_id": cfg.model.hub_id,
         "model_source": cfg.model.source,
         "load_format": cfg.model.load_format,
-        "architecture": text_config(request.source.config).get("architectures", request.source.config["architectures"])[0],
+        "architecture": text_config(request.source.config).get("architectures", request.source.config["architectures"])[
+            0
+        ],
         "model_config_json": as_json(request.source.config),
         "quantization": cfg.quantization.name,
         "quantization_label": cfg.quantization.label,

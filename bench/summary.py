@@ -48,7 +48,9 @@ def print_summary(console: Console, rows: list[dict[str, Any]], workloads: list[
     kinds = {row["device_kind"] for row in rows}
     peak = "device memory (NVML)" if kinds == {"cuda"} else "the engine's process tree (PSS)"
     console.print(Text(f"T: max-num-batched-tokens, S: max-num-seqs. peak: {peak}. GiB = 2^30 bytes. Device: {device}"))
-    counts = {status: sum(row["status"] == status for row in rows) for status in ("ok", "memory_only", "pruned", "failed")}
+    counts = {
+        status: sum(row["status"] == status for row in rows) for status in ("ok", "memory_only", "pruned", "failed")
+    }
     told = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
     console.print(Text(f"{len(rows)} engine starts in {where}: {told}"))
 

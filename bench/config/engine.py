@@ -10,12 +10,13 @@ from bench.config.checks import one_of, parse_bytes, positive, require
 KV_DTYPES = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla")
 
 # Flags that the harness sets itself: passing them a second time would measure something else than the row says.
-OWN_FLAGS = frozenset(
-    "--model --host --port --load-format --skip-tokenizer-init --worker-extension-cls --dtype --quantization "
-    "--max-num-seqs --max-num-batched-tokens --max-model-len --gpu-memory-utilization --kv-cache-memory-bytes "
-    "--kv-cache-dtype --block-size --enforce-eager --tensor-parallel-size --pipeline-parallel-size "
-    "--enable-prefix-caching --no-enable-prefix-caching --cpu-offload-gb --seed --served-model-name".split()
-)
+OWN_FLAGS = frozenset({
+    "--model", "--host", "--port", "--load-format", "--skip-tokenizer-init", "--worker-extension-cls", "--dtype",
+    "--quantization", "--max-num-seqs", "--max-num-batched-tokens", "--max-model-len", "--gpu-memory-utilization",
+    "--kv-cache-memory-bytes", "--kv-cache-dtype", "--block-size", "--enforce-eager", "--tensor-parallel-size",
+    "--pipeline-parallel-size", "--enable-prefix-caching", "--no-enable-prefix-caching", "--cpu-offload-gb", "--seed",
+    "--served-model-name",
+})  # fmt: skip
 
 
 @dataclass

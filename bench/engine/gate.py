@@ -13,8 +13,8 @@ from pathlib import Path
 
 from bench.config import DeviceConfig
 from bench.engine.command import MARK, OWNER
-from bench.environment import gpus_of
 from bench.engine.guard import kill_session
+from bench.environment import gpus_of
 from bench.errors import BenchError
 from bench.telemetry.nvml import Device, open_nvml
 from bench.telemetry.procfs import all_stats, read_bytes

@@ -139,7 +139,9 @@ MEMORY_TERMS = Group(
         size("worker_rss_load_bytes", "... after loading"),
         size("worker_rss_kv_bytes", "... after the KV pool"),
         size("worker_rss_ready_bytes", "... when ready"),
-        size("worker_rss_load_peak_bytes", "Worker's peak until ready (kernel high-water mark): the loader's transient"),
+        size(
+            "worker_rss_load_peak_bytes", "Worker's peak until ready (kernel high-water mark): the loader's transient"
+        ),
         size("worker_rss_runtime_peak_bytes", "Worker's peak under load (high-water mark, reset when ready)"),
         text("memory_sources_json", "Where each term came from: probe, metrics or log"),
         text("ranks_json", "Terms of every rank, where there are several"),
@@ -298,7 +300,7 @@ WORKLOADS = (
         "The engine over the same window",
         (
             count("preemptions", "Requests preempted"),
-            count("prefix_cache_hit_tokens", "Prompt tokens taken from the prefix cache; 0 for unique prompts", "tokens"),
+            count("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache; 0 for unique prompts", "tokens"),
             number("kv_cache_usage_peak", "1", "Highest share of the KV pool in use"),
             seconds("queue_time_mean_s", "Mean time a request waited in the engine"),
             size("device_memory_peak_bytes", "NVML: device peak during this workload"),

@@ -34,9 +34,7 @@ REQUIREMENTS = ROOT / "bench" / "requirements"
 H100 = Gpu(1, "NVIDIA H100 80GB HBM3", 85_520_809_984, "580.95.05", 13000, (9, 0))
 CPU = Engine("cpu", "no NVIDIA driver library found")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the pinned builds are for Linux")
-needs_compiler = pytest.mark.skipif(
-    fake_nvml.compiler() is None, reason="no C compiler for the stand-in NVML"
-)
+needs_compiler = pytest.mark.skipif(fake_nvml.compiler() is None, reason="no C compiler for the stand-in NVML")
 needs_disk = pytest.mark.skipif(
     shutil.disk_usage("/tmp").free < installer.FREE_BYTES["cpu"],
     reason="the set-up asks for more free disk than there is",
@@ -72,9 +70,7 @@ def test_supported_pythons_pass(version):
 )
 def test_an_old_python_can_parse_far_enough_to_be_refused(path):
     tree = ast.parse(path.read_text(), feature_version=(3, 6))
-    futures = [
-        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "__future__"
-    ]
+    futures = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
     assert not futures, "Python 3.6 knows no `from __future__ import annotations`"
 
 
@@ -127,9 +123,7 @@ def test_without_a_gpu_the_processor():
 
 
 def test_an_old_driver_is_an_error_and_no_silent_change_to_the_processor():
-    with pytest.raises(
-        SetupError, match=r"driver 550.* supports CUDA 12\.4, .* needs CUDA 13\.0: update .* 580"
-    ):
+    with pytest.raises(SetupError, match=r"driver 550.* supports CUDA 12\.4, .* needs CUDA 13\.0: update .* 580"):
         choose_engine(None, H100._replace(driver="550.54.14", cuda_api=12040))
 
 
@@ -183,9 +177,7 @@ class TestNvml:
         root, folder = copy_of_the_tree(tmp_path / "tree"), fake_nvml.build(tmp_path / "lib")
         state = fake_nvml.State(tmp_path / "nvml.txt")
         state.set(driver="580.95.05", cuda=13000)
-        return state, lambda *words, **more: run_bootstrap(
-            root, "--dry-run", *words, **(state.env(folder) | more)
-        )
+        return state, lambda *words, **more: run_bootstrap(root, "--dry-run", *words, **(state.env(folder) | more))
 
     def test_a_device_means_cuda(self, ask):
         state, run = ask
@@ -344,9 +336,7 @@ def test_a_gpu_that_appears_rebuilds(made):
 
 def test_a_gpu_that_disappears_does_not_throw_its_environment_away(made):
     Environment(made, Engine("cuda", "NVML: x"), set()).write_stamp()
-    with pytest.raises(
-        SetupError, match=r"set up for cuda, but no GPU is usable now \(NVML sees no device\)"
-    ):
+    with pytest.raises(SetupError, match=r"set up for cuda, but no GPU is usable now \(NVML sees no device\)"):
         Environment(made, Engine("cpu", "NVML sees no device"), set()).why_rebuild()
     asked = Engine("cpu", "asked for", asked=True)
     assert Environment(made, asked, set()).why_rebuild() == "it was made for cuda"
@@ -383,9 +373,7 @@ def test_too_little_disk_is_one_sentence(made, monkeypatch):
 
 
 def test_what_a_tool_says_is_cut_to_its_errors():
-    text = (
-        "Collecting x\nWARNING: noise\nERROR: Could not find x\n\nERROR: No matching distribution\nHint: y\n"
-    )
+    text = "Collecting x\nWARNING: noise\nERROR: Could not find x\n\nERROR: No matching distribution\nHint: y\n"
     assert telling_lines(text) == ("ERROR: Could not find x", "ERROR: No matching distribution")
     assert telling_lines("\n".join(map(str, range(20)))) == tuple(map(str, range(14, 20)))
 
@@ -484,16 +472,10 @@ def test_from_nothing_to_ready_and_back(tmp_path, wheels):
     assert before.returncode == 1 and "not ready (there is none yet)" in before.stdout
     assert not (root / ".venv").exists()
 
-    done = run_bootstrap(
-        root, **offline, PIP_TARGET=str(tmp_path / "astray"), PYTHONPATH=str(tmp_path / "astray")
-    )
+    done = run_bootstrap(root, **offline, PIP_TARGET=str(tmp_path / "astray"), PYTHONPATH=str(tmp_path / "astray"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (tmp_path / "astray").exists()
-    steps = [
-        line.split("]")[1].rsplit("...")[0].strip()
-        for line in done.stdout.splitlines()
-        if line.startswith("  [")
-    ]
+    steps = [line.split("]")[1].rsplit("...")[0].strip() for line in done.stdout.splitlines() if line.startswith("  [")]
     expected = [
         f"virtual environment (Python {python_tag()})",
         "torch==2.13.0+cpu",
@@ -508,9 +490,7 @@ def test_from_nothing_to_ready_and_back(tmp_path, wheels):
     assert list(site.glob("vllm/__pycache__/__init__*.pyc")), "an engine start should not compile anything"
 
     again = run_bootstrap(root, **offline)
-    assert (again.returncode, again.stdout.count("\n")) == (0, 1) and again.stdout.endswith(
-        ".venv is ready\n"
-    )
+    assert (again.returncode, again.stdout.count("\n")) == (0, 1) and again.stdout.endswith(".venv is ready\n")
 
     tools = run_bootstrap(root, "--extra", "test", **offline)
     assert tools.returncode == 0 and "test tools are missing" in tools.stdout and "[1/1]" in tools.stdout
@@ -560,9 +540,7 @@ def test_a_pip_that_finds_nothing_is_one_sentence_and_no_stamp(tmp_path):
 def test_an_engine_that_cannot_be_imported_is_not_ready(tmp_path, wheels, how, says):
     root, offline = small_tree(tmp_path, wheels)
     done = run_bootstrap(root, **offline, STAND_IN=how)
-    assert (
-        done.returncode == 1 and "`import vllm` fails on this machine" in done.stderr and says in done.stderr
-    )
+    assert done.returncode == 1 and "`import vllm` fails on this machine" in done.stderr and says in done.stderr
     assert not (root / ".venv" / STAMP).exists()
 
 
@@ -573,9 +551,7 @@ def test_killed_in_the_middle_then_two_at_once(tmp_path, wheels):
     script, child_file = root / "bench/bootstrap.py", tmp_path / "child"
     env = os.environ | offline
     hung = env | {"STAND_IN": "wait", "STAND_IN_PID": str(child_file)}
-    first = subprocess.Popen(
-        [sys.executable, "-I", script], env=hung, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    first = subprocess.Popen([sys.executable, "-I", script], env=hung, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     child = 0
     try:
         wait_for(lambda: child_file.exists() and child_file.read_text())
@@ -659,9 +635,7 @@ def test_make_alone_teaches_every_target():
 @needs_make
 def test_sweep_passes_words_on_as_they_were_quoted(recorder):
     done = make("sweep", "SWEEP=gpu", "SET=mine", 'ARGS="model=[a, b]" x=1,2', CALIBRATE_PYTHON=str(recorder))
-    assert done.stdout.splitlines() == ["-m", "bench", "sweep=gpu", "set=mine", "model=[a, b]", "x=1,2"], (
-        done.stderr
-    )
+    assert done.stdout.splitlines() == ["-m", "bench", "sweep=gpu", "set=mine", "model=[a, b]", "x=1,2"], done.stderr
     assert make("sweep", CALIBRATE_PYTHON=str(recorder)).stdout.splitlines() == ["-m", "bench", "sweep=auto"]
 
 
@@ -678,9 +652,7 @@ def test_a_calibrate_python_without_vllm_is_refused(tmp_path):
 @pytest.mark.parametrize("code", ["0", "1", "5"])
 def test_ci_ends_with_the_exit_code_of_pytest(recorder, code):
     env = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS")
+        k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS")
     }
     env |= {"CALIBRATE_PYTHON": str(recorder), "CODE": code}
     done = subprocess.run([ROOT / ".ci/run"], cwd="/", env=env, capture_output=True, text=True)

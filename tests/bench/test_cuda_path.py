@@ -29,7 +29,9 @@ def measured(bench, gpu, tmp_path):
 
     def run(*words, **env):
         path = os.pathsep.join(filter(None, [str(HOST), os.environ.get("PYTHONPATH")]))
-        done = bench(*POINT, f"paths.results={tmp_path}/r", "set=s", *words, PYTHONPATH=path, **state.env(folder), **env)
+        done = bench(
+            *POINT, f"paths.results={tmp_path}/r", "set=s", *words, PYTHONPATH=path, **state.env(folder), **env
+        )
         files = sorted((tmp_path / "r/s/engines").glob("*.parquet"))
         return done, [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
 

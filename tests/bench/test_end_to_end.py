@@ -66,7 +66,9 @@ def test_every_point_is_recorded_with_all_its_terms(sweep):
         assert 0 <= row["kv_cache_memory_bytes"] - row["kv_cache_bytes"] < row["kv_bytes_per_block"]
         assert row["kv_cache_bytes"] == row["kv_cache_blocks"] * row["kv_bytes_per_block"]
         assert row["tree_pss_peak_bytes"] > row["weights_tensor_bytes"] + row["kv_cache_bytes"]
-        assert row["worker_rss_ready_bytes"] - row["worker_rss_load_bytes"] == pytest.approx(row["kv_cache_bytes"], rel=0.1)
+        assert row["worker_rss_ready_bytes"] - row["worker_rss_load_bytes"] == pytest.approx(
+            row["kv_cache_bytes"], rel=0.1
+        )
         assert row["effective_max_num_seqs"] == 8
         assert row["effective_max_num_batched_tokens"] == row["max_num_batched_tokens"]
         assert row["launcher"] == "warm" and row["launcher_fallback"] is None
@@ -199,7 +201,10 @@ def test_a_port_in_use_is_a_failed_run_that_a_later_sweep_tries_again(bench, tmp
         assert "already in use; choose another" in done.stderr
     done = bench(*words)
     assert done.returncode == 0, done.stderr
-    assert [row["status"] for row in sorted(_rows(tmp_path / "p"), key=lambda r: r["started_unix_s"])] == ["failed", "ok"]
+    assert [row["status"] for row in sorted(_rows(tmp_path / "p"), key=lambda r: r["started_unix_s"])] == [
+        "failed",
+        "ok",
+    ]
 
 
 def test_a_point_that_cannot_fit_is_pruned_and_said(bench, tmp_path):

@@ -53,7 +53,12 @@ def test_what_is_measured_is_identity(other):
 
 
 def test_shape_device_and_launcher_are_identity():
-    ids = {_id(_cfg()), _id(_cfg(), SHAPE | {"vocab_size": 101}), _id(_cfg(), kind="cuda"), _id(_cfg(), launcher="warm")}
+    ids = {
+        _id(_cfg()),
+        _id(_cfg(), SHAPE | {"vocab_size": 101}),
+        _id(_cfg(), kind="cuda"),
+        _id(_cfg(), launcher="warm"),
+    }
     assert len(ids) == 4
 
 

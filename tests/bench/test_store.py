@@ -93,7 +93,7 @@ print("FILES", sorted(os.listdir(results.root / "engines")), len(results.recorde
 def test_a_full_disk_is_one_sentence_and_earlier_results_stay(tmp_path):
     mount = tmp_path / "small"
     mount.mkdir()
-    script = f"mount -t tmpfs -o size=512k none {mount} && exec {sys.executable} -c \"$0\" {mount}"
+    script = f'mount -t tmpfs -o size=512k none {mount} && exec {sys.executable} -c "$0" {mount}'
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, textwrap.dedent(FULL_DISK)],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()},
