@@ -67,12 +67,14 @@ class Progress:
         if self.point:
             self.point.phase = name
 
-    def finish(self, status: str, figures: str) -> None:
-        """The point is recorded."""
+    def finish(self, status: str, figures: str, peak_bytes: int | None, tokens_per_s: float | None) -> None:
+        """The point is recorded. `figures` says it in a line, the rest are its cells in the live table."""
         assert self.point is not None
         took = time.monotonic() - self.point.began
         self._durations.append(took)
-        self._done.append((self.point.label, status, figures))
+        self._done.append(DonePoint(self.point.label, status, peak_bytes, tokens_per_s, took))
+        if self._live and status not in ("ok", "memory_only"):
+            self._console.print(Text(f"{self.point.label}: {status}, {figures}", style=_style(status)))
         if self._live is None:
             number = len(self._done)
             left = f", about {duration(self._left())} left" if number < self._total else ""

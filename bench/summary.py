@@ -11,6 +11,8 @@ from rich.text import Text
 
 from bench.progress import gib
 
+STATUSES = ("ok", "memory_only", "pruned", "failed")
+
 
 def peak_bytes(row: dict[str, Any]) -> int | None:
     """The peak a person asks for: the device's on a GPU, the process tree's on a CPU."""
@@ -32,50 +34,73 @@ def figures(row: dict[str, Any], workloads: Iterable[dict[str, Any]]) -> str:
     return ", ".join(parts)
 
 
+_COLUMNS = ("model", "weights as", "T", "S", "weights", "KV pool", "KV tokens", "peak", "load adds", "start",
+            "tokens/s", "TTFT p50", "TPOT p50", "status")  # fmt: skip
+_SIZES = {"weights": "weights_bytes", "KV pool": "kv_cache_bytes", "load adds": "runtime_activation_peak_bytes"}
+
+
 def print_summary(console: Console, rows: list[dict[str, Any]], workloads: list[dict[str, Any]], where: str) -> None:
     """All rows of a set, one line a point, in the order they were started."""
     by_run: dict[str, list[dict[str, Any]]] = {}
     for workload in workloads:
         by_run.setdefault(workload["run_id"], []).append(workload)
+    # One unit a column, so that figures line up and compare at a glance.
+    units = {name: _unit(row[column] for row in rows) for name, column in _SIZES.items()}
+    units["peak"] = _unit(peak_bytes(row) for row in rows)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    numeric = ("weights", "KV pool", "KV tokens", "peak", "start", "tokens/s", "TTFT p50", "TPOT p50")
-    for name in ("model", "weights as", "T", "S", *numeric, "status"):
-        table.add_column(name, justify="right" if name in (*numeric, "T", "S") else "left", no_wrap=name != "status")
+    left = ("model", "weights as", "status")
+    for name in _COLUMNS:
+        title = f"{name}, {units[name][0]}" if name in units else name
+        table.add_column(title, justify="left" if name in left else "right", no_wrap=name != "status")
     for row in sorted(rows, key=lambda r: (r["model"], r["quantization"], r["started_unix_s"])):
-        table.add_row(*_cells(row, by_run.get(row["run_id"], [])))
+        table.add_row(*_cells(row, by_run.get(row["run_id"], []), units))
     console.print(table)
     device = next((row["device_name"] for row in rows), None)
     kinds = {row["device_kind"] for row in rows}
     peak = "device memory (NVML)" if kinds == {"cuda"} else "the engine's process tree (PSS)"
-    console.print(Text(f"T: max-num-batched-tokens, S: max-num-seqs. peak: {peak}. GiB = 2^30 bytes. Device: {device}"))
-    counts = {
-        status: sum(row["status"] == status for row in rows) for status in ("ok", "memory_only", "pruned", "failed")
-    }
+    about = f"T: max-num-batched-tokens, S: max-num-seqs. peak: {peak}. load adds: the worker's peak under load above"
+    console.print(Text(f"{about} its idle level. GiB = 2^30 bytes. Device: {device}"))
+    counts = {status: sum(row["status"] == status for row in rows) for status in STATUSES}
     told = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
     console.print(Text(f"{len(rows)} engine starts in {where}: {told}"))
 
 
-def _cells(row: dict[str, Any], workloads: list[dict[str, Any]]) -> list[str]:
+def _unit(sizes: Iterable[int | None]) -> tuple[str, int]:
+    """GiB where the smallest figure of a column has some, else MiB."""
+    known = [size for size in sizes if size]
+    return ("GiB", 2**30) if known and min(known) >= 2**30 else ("MiB", 2**20)
+
+
+def _cells(row: dict[str, Any], workloads: list[dict[str, Any]], units: dict[str, tuple[str, int]]) -> list[str]:
     best = max(workloads, key=lambda w: w.get("output_tokens_per_s") or 0.0, default={})
     speed, ttft, tpot = (best.get(name) for name in ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s"))
-    status = row["status"]
+    tokens, seqs = (row[f"effective_{k}"] or row[k] for k in ("max_num_batched_tokens", "max_num_seqs"))
+
+    def size(name: str, value: int | None) -> str:
+        unit, scale = units[name]
+        return "-" if value is None else f"{value / scale:,.{2 if unit == 'GiB' else 1}f}"
+
+    return [
+        row["model"], row["quantization"], _int(tokens), _int(seqs),
+        *(size(name, row[_SIZES[name]]) for name in ("weights", "KV pool")),
+        _int(row["kv_cache_tokens"]), size("peak", peak_bytes(row)),
+        size("load adds", row["runtime_activation_peak_bytes"]),
+        "-" if row["startup_s"] is None else f"{row['startup_s']:.1f} s",
+        "-" if speed is None else f"{speed:,.0f}",
+        "-" if ttft is None else f"{ttft * 1e3:,.0f} ms",
+        "-" if tpot is None else f"{tpot * 1e3:,.1f} ms",
+        _status(row),
+    ]  # fmt: skip
+
+
+def _status(row: dict[str, Any]) -> str:
+    status = str(row["status"])
     if status == "memory_only":
         lacks = f"lacks {row['missing_kernel']}" if row["missing_kernel"] else row["failure_cause"]
         status = f"memory only ({lacks})"
     elif status in ("failed", "pruned"):
         status = f"{status}: {row['failure_cause']} ({row['failure_phase']})"
-    if row["flags"]:
-        status += f" [{', '.join(row['flags'])}]"
-    tokens, seqs = (row[f"effective_{k}"] or row[k] for k in ("max_num_batched_tokens", "max_num_seqs"))
-    return [
-        row["model"], row["quantization"], _int(tokens), _int(seqs),
-        gib(row["weights_bytes"]), gib(row["kv_cache_bytes"]), _int(row["kv_cache_tokens"]), gib(peak_bytes(row)),
-        "-" if row["startup_s"] is None else f"{row['startup_s']:.1f} s",
-        "-" if speed is None else f"{speed:,.0f}",
-        "-" if ttft is None else f"{ttft * 1e3:,.0f} ms",
-        "-" if tpot is None else f"{tpot * 1e3:,.1f} ms",
-        status,
-    ]  # fmt: skip
+    return status + (f" [{', '.join(row['flags'])}]" if row["flags"] else "")
 
 
 def _int(value: int | None) -> str:

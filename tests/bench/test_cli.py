@@ -38,7 +38,8 @@ def test_a_bad_request_is_one_sentence_and_starts_nothing(bench, tmp_path, words
 
 def _checkpoint(tmp_path, **changes):
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128,
-              "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
+              "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "vocab_size": 256,
               "max_position_embeddings": 512, "torch_dtype": "float32"}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     return f"model.path={tmp_path}"
