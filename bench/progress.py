@@ -41,6 +41,17 @@ class PointView:
     began: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True)
+class DonePoint:
+    """A point that is recorded: its peak memory and best throughput."""
+
+    label: str
+    status: str
+    peak_bytes: int | None
+    tokens_per_s: float | None
+    seconds: float
+
+
 class Progress:
     """Shows points as they are measured. Measuring code sets `point` attributes; drawing is ours."""
 
@@ -50,7 +61,7 @@ class Progress:
         self._total, self._skipped, self._title = total, skipped, title
         self._began = time.monotonic()
         self._durations: list[float] = []
-        self._done: list[tuple[str, str, str]] = []
+        self._done: list[DonePoint] = []
         self.point: PointView | None = None
         self._live: Live | None = None
         if self._console.is_terminal:
@@ -110,18 +121,21 @@ class Progress:
         done = f"{len(self._done)} of {self._total} points{known}"
         head = Text(f"{self._title}: {done}, {duration(elapsed)} elapsed{left}", style="bold")
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in ("point", "phase", "memory now", "tokens/s", "time"):
+        for name in ("point", "phase", "memory", "tokens/s", "time"):
             table.add_column(name, justify="left" if name in ("point", "phase") else "right", no_wrap=True)
-        for label, status, figures in self._done[-_RECENT:]:
-            table.add_row(
-                Text(label, style="dim"), Text(status, style=_style(status)), Text(figures, style="dim"), "", ""
-            )
+        for done in self._done[-_RECENT:]:
+            cells = (gib(done.peak_bytes), _speed(done.tokens_per_s), duration(done.seconds))
+            table.add_row(done.label, Text(done.status, style=_style(done.status)), *cells, style="dim")
         if point := self.point:
-            speed = f"{point.tokens_per_s:,.0f}" if point.tokens_per_s else ""
             phase = f"{point.phase} {point.detail}".strip()
             memory = gib(point.read_memory() if point.read_memory else None)
-            table.add_row(point.label, phase, memory, speed, duration(time.monotonic() - point.began))
+            took = duration(time.monotonic() - point.began)
+            table.add_row(point.label, phase, memory, _speed(point.tokens_per_s), took)
         return Group(head, table)
+
+
+def _speed(tokens_per_s: float | None) -> str:
+    return f"{tokens_per_s:,.0f}" if tokens_per_s else ""
 
 
 def _style(status: str) -> str:

@@ -19,7 +19,7 @@ from bench.measure import measure
 from bench.progress import Progress
 from bench.record.store import Recorded, ResultSet, StoreError
 from bench.request import Request
-from bench.summary import figures, print_summary
+from bench.summary import best_speed, figures, peak_bytes, print_summary
 
 # Causes that lie in the moment, not in the point: worth another try without being asked.
 TRANSIENT = frozenset({"device_not_clean", "port_in_use", "insufficient_free_memory", "interrupted", "harness_error"})
@@ -124,7 +124,8 @@ class Runner:
             raise
         status = str(outcome.engine["status"])
         self._statuses.append(status)
-        progress.finish(status, figures(outcome.engine, outcome.workloads))
+        told = figures(outcome.engine, outcome.workloads)
+        progress.finish(status, told, peak_bytes(outcome.engine), best_speed(outcome.workloads))
         return status
 
     # -- after -------------------------------------------------------------------------------------------------

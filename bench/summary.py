@@ -19,14 +19,18 @@ def peak_bytes(row: dict[str, Any]) -> int | None:
     return row.get("device_memory_peak_bytes") or row.get("tree_pss_peak_bytes")
 
 
+def best_speed(workloads: Iterable[dict[str, Any]]) -> float | None:
+    """Highest throughput of the workloads on one engine, generated tokens/s."""
+    return max((w["output_tokens_per_s"] for w in workloads if w.get("output_tokens_per_s")), default=None)
+
+
 def figures(row: dict[str, Any], workloads: Iterable[dict[str, Any]]) -> str:
     """One engine start in a line: what it held and how fast it was, or why not."""
     if row["status"] in ("failed", "pruned"):
         return f"{row['failure_cause']}: {row['failure_sentence']}"
     parts = [f"weights {gib(row['weights_bytes'])}", f"KV {gib(row['kv_cache_bytes'])}", f"peak {gib(peak_bytes(row))}"]
-    speeds = [w["output_tokens_per_s"] for w in workloads if w.get("output_tokens_per_s")]
-    if speeds:
-        parts.append(f"{max(speeds):,.0f} tokens/s")
+    if speed := best_speed(workloads):
+        parts.append(f"{speed:,.0f} tokens/s")
     if row.get("missing_kernel"):
         parts.append(f"cannot generate here: lacks {row['missing_kernel']}")
     elif row["status"] == "memory_only":
