@@ -1,4 +1,4 @@
-"""What a person reads while a sweep runs: plain lines where nobody watches, a table with the same facts on a terminal."""
+"""What a person reads while a sweep runs: plain lines where nobody watches, a table of the same on a terminal."""
 
 import io
 
