@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from analysis.arithmetic import (
@@ -10,6 +12,7 @@ from analysis.arithmetic import (
     ExpectedLoad,
     check_loaded,
     expected_loaded_bytes,
+    kv_bytes_per_block,
     kv_bytes_per_token,
 )
 from bench.engine.memory import MemoryTerms
@@ -36,6 +39,8 @@ class Expectation:
 
     load: ExpectedLoad | None
     kv_bytes_per_token: int | None
+    kv_bytes_per_block: Callable[[int], int] | None = None
+    """Bytes of one KV block of so many tokens; hybrids group their layers, so this is no multiple of the above."""
     cannot_fit: str = ""
     note: str = ""
 
@@ -67,9 +72,9 @@ class Expectation:
 
     def _kv_difference(self, terms: MemoryTerms) -> str:
         per_block, block = terms.kv_bytes_per_block, terms.kv_block_size_tokens
-        if not (self.kv_bytes_per_token and per_block and block):
+        if not (self.kv_bytes_per_block and per_block and block):
             return ""
-        expected = self.kv_bytes_per_token * block
+        expected = self.kv_bytes_per_block(block)
         if per_block == expected:
             return ""
         return f"a KV block of {block} tokens holds {per_block} bytes, {expected} expected"
@@ -92,10 +97,12 @@ def expect(request: Request, environment: dict[str, Any]) -> Expectation:
             max_model_len=cfg.engine.max_model_len,
             vllm_version=str(environment["vllm_version"]),
         )
-        per_token = kv_bytes_per_token(config, cfg.engine.kv_cache_dtype, tp, dtype=dtype, pipeline_parallel_size=pp)
+        kv = {"kv_dtype": cfg.engine.kv_cache_dtype, "tensor_parallel_size": tp, "pipeline_parallel_size": pp}
+        per_token = kv_bytes_per_token(config, dtype=dtype, **kv)
     except ArithmeticRefusal as refusal:
         return Expectation(None, None, note=f"not checked against the arithmetic: {refusal}")
-    return Expectation(load, per_token, _cannot_fit(request, environment, load, per_token))
+    per_block = partial(kv_bytes_per_block, config, dtype=dtype, **kv)
+    return Expectation(load, per_token, per_block, _cannot_fit(request, environment, load, per_token))
 
 
 def _cannot_fit(request: Request, environment: dict[str, Any], load: ExpectedLoad, per_token: int) -> str:

@@ -18,10 +18,13 @@ from analysis.arithmetic.kv import (
     kv_bytes_per_block,
     kv_bytes_per_token,
     kv_capacity,
+    kv_layers,
+    kv_plan,
     sliding_window,
 )
+from analysis.arithmetic.kv_groups import KVGroup, KVLayer, KVPlan
 from analysis.arithmetic.loaded import ExpectedLoad, LoadedCheck, check_loaded, expected_loaded_bytes
-from analysis.arithmetic.models import REGISTRY
+from analysis.arithmetic.models import REGISTRY, text_config
 from analysis.arithmetic.tensor import Tensor
 from analysis.arithmetic.weights import (
     DEFAULT_VLLM_VERSION,
@@ -37,8 +40,8 @@ __all__ = [
     "ARCHITECTURES", "DEFAULT_VLLM_VERSION", "FROM_CONFIG",
     "ArithmeticRefusal", "CorruptCheckpoint", "MalformedConfig", "UnknownArchitecture",
     "UnsupportedPartition", "UnsupportedQuantization",
-    "CheckpointHeader", "ExpectedLoad", "KVCapacity", "LoadedCheck", "Tensor", "WeightBytes",
-    "check_loaded", "checkpoint_bytes", "expected_loaded_bytes", "kv_blocks_per_request",
-    "kv_bytes_per_block", "kv_bytes_per_token", "kv_capacity", "read_safetensors_header",
-    "sliding_window", "weight_bytes", "weight_tensors",
+    "CheckpointHeader", "ExpectedLoad", "KVCapacity", "KVGroup", "KVLayer", "KVPlan", "LoadedCheck", "Tensor",
+    "WeightBytes", "check_loaded", "checkpoint_bytes", "expected_loaded_bytes", "kv_blocks_per_request",
+    "kv_bytes_per_block", "kv_bytes_per_token", "kv_capacity", "kv_layers", "kv_plan", "read_safetensors_header",
+    "sliding_window", "text_config", "weight_bytes", "weight_tensors",
 ]  # fmt: skip

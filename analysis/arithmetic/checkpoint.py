@@ -16,9 +16,10 @@ from typing import Any
 from analysis.arithmetic import models
 from analysis.arithmetic.dtypes import canonical
 from analysis.arithmetic.errors import CorruptCheckpoint, MalformedConfig
-from analysis.arithmetic.layout import Embedding, Experts, Linear, Part, Vector
+from analysis.arithmetic.layout import Array, Embedding, Experts, Linear, Part, Vector
 from analysis.arithmetic.parallel import Shard
-from analysis.arithmetic.schemes import Quantization, quantization
+from analysis.arithmetic.schemes import PLAIN, Format, Quantization, quantization
+from analysis.arithmetic.schemes.four_bit_float import Mxfp4
 from analysis.arithmetic.tensor import Tensor
 
 MAX_HEADER_BYTES = 100_000_000
@@ -40,9 +41,7 @@ def checkpoint_tensors(config: Mapping[str, Any]) -> list[Tensor]:
     out."""
     declared = config.get("torch_dtype") or config.get("dtype")
     if not isinstance(declared, str):
-        raise MalformedConfig(
-            "torch_dtype", "is missing" if declared is None else f"is {declared!r}, not a dtype"
-        )
+        raise MalformedConfig("torch_dtype", "is missing" if declared is None else f"is {declared!r}, not a dtype")
     scheme = quantization(config.get("quantization_config"))
     dtype = canonical(declared)
     return [tensor for part in models.parts(config, Shard()) for tensor in _stored(part, scheme, dtype)]
@@ -51,22 +50,43 @@ def checkpoint_tensors(config: Mapping[str, Any]) -> list[Tensor]:
 def _stored(part: Part, scheme: Quantization, dtype: str) -> Iterator[Tensor]:
     match part:
         case Linear():
-            form = scheme.of(part)
-            for name, output in zip(part.checkpoint_names(), part.outputs, strict=True):
-                yield from form.matrix(name, output.size, part.input_size, dtype)
+            form = scheme.of(part) if part.quantizable else PLAIN
+            for name, rows in zip(part.checkpoint_names(), part.checkpoint_rows(), strict=True):
+                yield from form.matrix(name, rows, part.input_size, dtype)
                 if part.bias:
-                    yield Tensor(f"{name}.bias", (output.size,), dtype)
+                    yield Tensor(f"{name}.bias", (rows,), dtype)
         case Experts():
-            form = scheme.of(part)
-            for expert in range(part.count):
-                prefix = f"{part.checkpoint}.{expert}"
-                yield from form.matrix(f"{prefix}.gate_proj", part.intermediate_size, part.hidden_size, dtype)
-                yield from form.matrix(f"{prefix}.up_proj", part.intermediate_size, part.hidden_size, dtype)
-                yield from form.matrix(f"{prefix}.down_proj", part.hidden_size, part.intermediate_size, dtype)
+            yield from _stored_experts(part, scheme.of(part), dtype)
         case Embedding():
             yield Tensor(part.name, (part.rows, part.columns), dtype)
         case Vector():
-            yield Tensor(part.name, (part.size,), dtype)
+            yield Tensor(part.name, (part.size,), part.dtype or dtype)
+        case Array() if part.kind == "parameter":
+            yield Tensor(part.name, part.whole or part.shape, part.dtype or dtype)
+
+
+def _stored_experts(part: Experts, form: Format, dtype: str) -> Iterator[Tensor]:
+    """One tensor per expert and matrix, or two stacks per layer where the publisher stacks them."""
+    count, hidden, inner = part.count, part.hidden_size, part.intermediate_size
+    if part.stacked:
+        both = ((part.stacked[0], 2 * inner, hidden), (part.stacked[1], hidden, inner))
+        for name, rows, columns in both:
+            prefix = f"{part.checkpoint}.{name}"
+            if isinstance(form, Mxfp4):
+                yield from form.stack(prefix, count, rows, columns, dtype)
+            elif form is PLAIN:
+                yield Tensor(prefix, (count, rows, columns), dtype)
+            else:  # quantizers unstack the experts first
+                for expert in range(count):
+                    yield from form.matrix(f"{part.checkpoint}.{expert}.{name}", rows, columns, dtype)
+            if part.biases:
+                yield Tensor(f"{prefix}_bias", (count, rows), dtype)
+        return
+    for expert in range(count):
+        prefix = f"{part.checkpoint}.{expert}"
+        for place, name in enumerate(part.stored):
+            rows, columns = (hidden, inner) if place == 2 else (inner, hidden)
+            yield from form.matrix(f"{prefix}.{name}", rows, columns, dtype)
 
 
 def checkpoint_bytes(config: Mapping[str, Any]) -> int:
@@ -115,16 +135,12 @@ def read_safetensors_header(path: str | Path) -> CheckpointHeader:
     with path.open("rb") as file:
         lead = file.read(_LENGTH_BYTES)
         if len(lead) < _LENGTH_BYTES:
-            raise CorruptCheckpoint(
-                f"{path} is truncated: {file_bytes} bytes, fewer than the 8 of a header length"
-            )
+            raise CorruptCheckpoint(f"{path} is truncated: {file_bytes} bytes, fewer than the 8 of a header length")
         length = int.from_bytes(lead, "little")
         if length > MAX_HEADER_BYTES:
             raise CorruptCheckpoint(f"{path} is no safetensors file: it declares a header of {length} bytes")
         if _LENGTH_BYTES + length > file_bytes:
-            raise CorruptCheckpoint(
-                f"{path} is truncated: {file_bytes} bytes, its header alone ends at {8 + length}"
-            )
+            raise CorruptCheckpoint(f"{path} is truncated: {file_bytes} bytes, its header alone ends at {8 + length}")
         raw = file.read(length)
     try:
         header = json.loads(raw)
@@ -152,9 +168,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
     size = offsets[1] - offsets[0]
     bits = _ELEMENT_BITS.get(dtype)
     if bits is not None and -(-prod(shape) * bits // 8) != size:
-        raise CorruptCheckpoint(
-            f"{path}: tensor {name!r}, {dtype} of shape {shape}, cannot take {size} bytes"
-        )
+        raise CorruptCheckpoint(f"{path}: tensor {name!r}, {dtype} of shape {shape}, cannot take {size} bytes")
     return dtype, tuple(shape), size
 
 

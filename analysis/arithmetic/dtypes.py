@@ -39,8 +39,12 @@ def model_dtype(config: Mapping[str, Any], dtype: str | None = None) -> str:
     (config/model.py: `_resolve_auto_dtype`); float32 has to be asked for.
     """
     fields = Fields(config).config
+    inner = fields.get("text_config")
+    text = inner if isinstance(inner, Mapping) else {}
     if dtype is None or dtype == "auto":
-        declared = fields.get("torch_dtype") or fields.get("dtype") or "float32"
+        declared = next(
+            (block[name] for block in (fields, text) for name in ("torch_dtype", "dtype") if block.get(name)), "float32"
+        )
         if not isinstance(declared, str):
             raise MalformedConfig("torch_dtype", f"is {declared!r}, not the name of a dtype")
         resolved = canonical(declared)

@@ -15,7 +15,10 @@ class UnknownArchitecture(ArithmeticRefusal):
     def __init__(self, named: object, known: Iterable[str]) -> None:
         self.named = named
         self.known = tuple(sorted(known))
-        super().__init__(f"architecture {named!r} is not known; known are {', '.join(self.known)}")
+        super().__init__(
+            f"architecture {named!r} is not known; known are {', '.join(self.known)} "
+            "(with vLLM installed, --oracle vllm asks vLLM's own classes about any other)"
+        )
 
 
 class MalformedConfig(ArithmeticRefusal):

@@ -38,6 +38,10 @@ class Linear:
     outputs: tuple[Output, ...]
     parallel: Parallel
     bias: bool = False
+    quantizable: bool = True
+    """Whether a quantization may cover it: the routers of most mixtures never are."""
+    stored: tuple[str, ...] = ()
+    """Names in the checkpoint where it stacks the matrices itself; empty for one name per matrix."""
 
     @property
     def rank_output(self) -> int:
@@ -54,8 +58,12 @@ class Linear:
         return self.name.rpartition(".")[0]
 
     def checkpoint_names(self) -> tuple[str, ...]:
-        """The layer's names in the checkpoint, one per stacked matrix."""
-        return tuple(f"{self.parent}.{output.name}" for output in self.outputs)
+        """The layer's names in the checkpoint, one per matrix it stores."""
+        return tuple(f"{self.parent}.{name}" for name in self.stored or [output.name for output in self.outputs])
+
+    def checkpoint_rows(self) -> tuple[int, ...]:
+        """Rows of each of `checkpoint_names`."""
+        return (self.output_size,) if self.stored else tuple(output.size for output in self.outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +82,16 @@ class Experts:
     intermediate_size: int
     rank_intermediate: int
     group: str = "experts"
+    biases: bool = False
+    stored: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    """Names of an expert's matrices in the checkpoint."""
+    stacked: tuple[str, str] | None = None
+    """Names of the two stacks where the checkpoint holds all experts of a layer in one tensor each."""
 
     def checkpoint_names(self) -> tuple[str, ...]:
-        return tuple(f"{self.checkpoint}.0.{part}" for part in ("gate_proj", "up_proj", "down_proj"))
+        if self.stacked:
+            return tuple(f"{self.checkpoint}.{name}" for name in self.stacked)
+        return tuple(f"{self.checkpoint}.0.{name}" for name in self.stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,31 +107,58 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A norm's weight: one value per channel, replicated on every rank."""
+    """One value per channel, replicated on every rank: the weight of a norm. `dtype` None is the model's."""
 
     name: str
     group: str
     size: int
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """Anything else that no format quantizes; `shape` is that of a rank. `dtype` None is the model's."""
+
+    name: str
+    group: str
+    shape: tuple[int, ...]
+    kind: Literal["parameter", "buffer"] = "parameter"
+    dtype: str | None = None
+    whole: tuple[int, ...] | None = None
+    """Shape in the checkpoint where TP splits it."""
+
+
+CacheKind = Literal["full", "sliding", "mla"]
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
     """The attention operator itself: it holds the scales of its KV cache, and the cache of one layer.
 
-    `kv_elements` are the cached numbers per token on a rank: keys and values of its heads.
+    `kv_elements` are the cached numbers per token on a rank: keys and values of its heads, or MLA's one latent
+    vector. `window` is how many tokens a sliding layer looks back.
     """
 
     name: str
     kv_elements: int
+    kind: CacheKind = "full"
+    window: int | None = None
+    derived: tuple[tuple[int, ...], ...] = ()
+    """Shapes that loading adds in the model's dtype: MLA keeps its expansion again, transposed for decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class RopeCache:
-    """The cos/sin table of the rotary embedding, one for all layers of a rank, in the model's dtype."""
+    """The cos/sin table of the rotary embedding, one for all layers of a rank that rotate alike. `dtype` None is
+    the model's."""
 
     name: str
     positions: int
     rotary_dim: int
+    buffer: str = "cos_sin_cache"
+    dtype: str | None = None
+    cuda_dtype: str | None = None
+    """Where a CUDA kernel wants another one."""
 
 
-Part = Linear | Experts | Embedding | Vector | Attention | RopeCache
+Part = Linear | Experts | Embedding | Vector | Array | Attention | RopeCache

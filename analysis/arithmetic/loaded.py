@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from analysis.arithmetic.schemes import Platform
 from analysis.arithmetic.weights import FROM_CONFIG, weight_bytes
 
 GIB = 1024**3
@@ -18,8 +19,6 @@ TOLERANCE = 0.02
 """Repacking kernels keep a weight's size, but add padding, workspaces and copies of scales: at most 0.75 %
 over public H100 starts with vLLM 0.19 (4-bit Marlin, the worst). 2 % is well above that and far below any
 wrong format."""
-
-Platform = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +60,8 @@ def expected_loaded_bytes(
         options: as in `weight_tensors`.
     """
     block = config.get("quantization_config") if quantization_config is FROM_CONFIG else quantization_config
-    wanted = weight_bytes(config, quantization_config=block, **options)
-    plain = weight_bytes(config, quantization_config=None, **options)
+    wanted = weight_bytes(config, quantization_config=block, platform=platform, **options)
+    plain = weight_bytes(config, quantization_config=None, platform=platform, **options)
     rounded = platform == "cuda"
     size = wanted.allocator_rounded if rounded else wanted.total
     other = plain.allocator_rounded if rounded else plain.total

@@ -15,9 +15,7 @@ from analysis.arithmetic.parallel import Shard
 
 def parts(fields: Fields, shard: Shard) -> Iterator[Part]:
     if fields.integer("shared_expert_intermediate_size", 0, at_least=0):
-        raise MalformedConfig(
-            "shared_expert_intermediate_size", "is set; no layout for shared experts is known"
-        )
+        raise MalformedConfig("shared_expert_intermediate_size", "is set; no layout for shared experts is known")
     return decoder(fields, shard, replace(traits(fields), ends_everywhere=True), mlp)
 
 
@@ -44,6 +42,4 @@ def is_sparse(fields: Fields, layer: int) -> bool:
     if not isinstance(dense_only, list | tuple):
         raise MalformedConfig("mlp_only_layers", f"is {dense_only!r}, not a list of layer numbers")
     step = fields.integer("decoder_sparse_step", 1)
-    return (
-        layer not in dense_only and fields.integer("num_experts", at_least=0) > 0 and (layer + 1) % step == 0
-    )
+    return layer not in dense_only and fields.integer("num_experts", at_least=0) > 0 and (layer + 1) % step == 0

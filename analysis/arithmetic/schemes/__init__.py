@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.arithmetic.schemes.base import Format, Plain, Target
+from analysis.arithmetic.schemes.base import PLAIN, Format, Plain, Platform, Target
 from analysis.arithmetic.schemes.selection import Quantization, quantization
 
-__all__ = ["Format", "Plain", "Quantization", "Target", "quantization"]
+__all__ = ["PLAIN", "Format", "Plain", "Platform", "Quantization", "Target", "quantization"]

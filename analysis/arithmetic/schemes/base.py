@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from analysis.arithmetic.layout import Experts, Linear
 from analysis.arithmetic.tensor import Tensor
 
 Shape = tuple[int, ...]
+Platform = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Target:
     """The model's dtype: of scales, biases and everything unquantized."""
     vllm_version: tuple[int, ...]
     tensor_parallel_size: int = 1
+    platform: Platform = "cuda"
 
 
 class Format(Protocol):
@@ -53,7 +55,14 @@ class Plain:
     def experts(self, layer: Experts, target: Target) -> Iterator[Tensor]:
         inner = layer.rank_intermediate
         yield on(layer, "w13_weight", (layer.count, 2 * inner, layer.hidden_size), target.dtype)
+        if layer.biases:
+            yield on(layer, "w13_bias", (layer.count, 2 * inner), target.dtype)
         yield on(layer, "w2_weight", (layer.count, layer.hidden_size, inner), target.dtype)
+        if layer.biases:
+            yield on(layer, "w2_bias", (layer.count, layer.hidden_size), target.dtype)
 
     def matrix(self, name: str, rows: int, columns: int, dtype: str) -> Iterator[Tensor]:
         yield Tensor(f"{name}.weight", (rows, columns), dtype)
+
+
+PLAIN = Plain()

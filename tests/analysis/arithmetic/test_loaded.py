@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from analysis import catalogue
-from analysis.arithmetic import check_loaded, expected_loaded_bytes, weight_bytes
+from analysis.arithmetic import UnsupportedPartition, check_loaded, expected_loaded_bytes, weight_bytes
 from analysis.arithmetic.allocator import MIB, allocated_bytes
 from analysis.arithmetic.loaded import TOLERANCE
 
@@ -21,11 +21,14 @@ def composed(model: str, quantization: str) -> dict:
 @pytest.mark.parametrize("model", catalogue.model_names())
 def test_a_plain_model_never_passes_as_a_quantized_one(model: str, quantization: str, platform: str) -> None:
     config = composed(model, quantization)
-    expected = expected_loaded_bytes(config, platform=platform)
+    try:
+        expected = expected_loaded_bytes(config, platform=platform)
+    except UnsupportedPartition as cut:
+        pytest.skip(f"no such checkpoint can be: {cut}")
     plain = expected_loaded_bytes({**config, "quantization_config": None}, platform=platform)
     assert check_loaded(expected.bytes, expected).ok
     found = check_loaded(plain.bytes, expected)
-    assert not found.ok and "was not applied" in found.sentence and found.relative_error > 0.2
+    assert not found.ok and "was not applied" in found.sentence and found.relative_error > 0.1
     # And the other way round: a quantized model where a plain one was asked for.
     assert not check_loaded(expected.bytes, plain).ok
 

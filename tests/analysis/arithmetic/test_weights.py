@@ -41,6 +41,8 @@ def random_config(seed: int) -> dict[str, Any]:
         "intermediate_size": 512 * draw.randint(1, 6),
         "moe_intermediate_size": 512,
         "num_experts": 8 * draw.randint(1, 4),
+        "num_local_experts": 8 * draw.randint(1, 4),
+        "shared_expert_intermediate_size": 0,
         "num_hidden_layers": draw.randint(4, 9),
         "num_attention_heads": heads,
         "num_key_value_heads": kv if heads % kv == 0 else 1,
@@ -50,14 +52,31 @@ def random_config(seed: int) -> dict[str, Any]:
         "tie_word_embeddings": draw.random() < 0.5,
         "attention_bias": draw.random() < 0.5,
     }
-    if config["architectures"] == ["Qwen2ForCausalLM"]:
+    name = config["architectures"][0]
+    if name in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "GraniteMoeForCausalLM"):
         config["head_dim"] = None
         config["hidden_size"] = heads * size
+    if name == "GptOssForCausalLM":
+        config["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+    if name.startswith("Deepseek"):
+        config |= {
+            "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+            "q_lora_rank": draw.choice([None, 256]), "n_routed_experts": 8, "n_shared_experts": draw.choice([1, 2]),
+            "first_k_dense_replace": draw.randint(0, 2), "topk_method": draw.choice(["greedy", "noaux_tc"]),
+        }  # fmt: skip
+    if name == "Gemma3ForConditionalGeneration":
+        tower = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4}
+        return {"architectures": [name], "text_config": config, "vision_config": tower}
     return config
+
+
+def text(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get("text_config", config)
 
 
 SEEDS = range(40)
 STACKS = {f"{stack}_{leaf}" for stack in ("w13", "w2") for leaf in ("weight", "qweight", "weight_packed")}
+REPLICATED = {"fused_qkv_a_proj", "kv_a_proj_with_mqa", "shared_expert_gate", "patch_embedding", "position_embedding"}
 MATRICES = {"weight", "qweight", "weight_packed"} | STACKS
 
 
@@ -99,18 +118,20 @@ def test_tensor_parallelism_splits_the_matrices_and_nothing_else(seed: int, quan
         for t in weight_tensors(config, dtype="bfloat16", quantization_config=block, tensor_parallel_size=tp)
     }
     assert whole.keys() == part.keys()
-    replicated_kv = config["num_key_value_heads"] < tp
+    replicated_kv = text(config)["num_key_value_heads"] < tp
     for name, tensor in whole.items():
         share = prod(part[name].shape) / prod(tensor.shape) if tensor.shape else 1.0
         leaf, owner = name.rsplit(".", 1)[-1], name.rsplit(".", 2)[-2]
         if "norm" in name or tensor.kind == "buffer" or leaf == "weight_shape" or tensor.group == "kv_scales":
             assert share == 1.0, name
-        elif owner in ("embed_tokens", "lm_head"):
+        elif owner in ("embed_tokens", "embedding", "lm_head"):
             # The padded vocabulary, split.
             assert part[name].shape[0] * tp == tensor.shape[0], name
         elif leaf in MATRICES and owner == "qkv_proj":
-            assert (share > 1 / tp) if replicated_kv else share == 1 / tp, name
-        elif leaf in MATRICES and owner != "gate":
+            assert (share > 1 / tp) if replicated_kv and tensor.group != "vision" else share == 1 / tp, name
+        elif owner in REPLICATED:
+            assert share == 1.0, name
+        elif leaf in MATRICES and owner not in ("gate", "router"):
             assert share == 1 / tp, name
         else:
             assert 1 / tp <= share <= 1, name
@@ -120,7 +141,7 @@ def test_tensor_parallelism_splits_the_matrices_and_nothing_else(seed: int, quan
 def test_pipeline_ranks_hold_every_layer_once(seed: int) -> None:
     config = random_config(seed)
     whole = {t.name for t in weight_tensors(config, dtype="bfloat16")}
-    layers = {name for name in whole if ".layers." in name and "rotary" not in name}
+    layers = {name for name in whole if ".layers." in name and "rotary" not in name and "vision" not in name}
     for pp in (2, 3, 4):
         ranks = [
             {
@@ -133,7 +154,8 @@ def test_pipeline_ranks_hold_every_layer_once(seed: int) -> None:
         ]
         held = [name for rank in ranks for name in rank if name in layers]
         assert sorted(held) == sorted(layers)
-        assert all(sum("cos_sin_cache" in name for name in rank) == 1 for rank in ranks)
+        tables = [sum("cos_sin_cache" in name for name in rank) for rank in ranks]
+        assert all(1 <= count <= ("Gemma3" in config["architectures"][0]) + 1 for count in tables)
 
 
 def test_spare_layers_go_to_the_ranks_before_the_last() -> None:
