@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
@@ -55,7 +56,9 @@ class GridSweeper:
         if overrides:
             returns = self._launcher.launch(overrides, initial_job_idx=0)
             for job in returns:
-                _ = job.return_value  # raises what the job raised; Hydra's launchers only store it
+                # Hydra's launchers store what a job raised; its `return_value` would print a line of its own first.
+                if job.status is JobStatus.FAILED:
+                    raise job._return_value
             return returns
         return []
 
