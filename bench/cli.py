@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     def measure(composed: DictConfig) -> str:
         return Runner.current().run(load_request(composed))
 
-    sys.argv = [sys.argv[0], *(_resolve_sweep(word) for word in words)]
+    sys.argv = [sys.argv[0], *_for_this_machine(words)]
     with Runner() as runner:
         try:
             measure()
@@ -63,14 +63,23 @@ def main(argv: list[str] | None = None) -> int:
             return error.code if isinstance(error.code, int) else 0
 
 
-def _resolve_sweep(word: str) -> str:
-    """`sweep=auto` names what the machine can run; Hydra's config groups take no computed choice."""
-    if word != "sweep=auto":
-        return word
+def _for_this_machine(words: list[str]) -> list[str]:
+    """Fill in the choices that depend on the machine; Hydra's config groups take no computed ones.
+
+    `sweep=auto` becomes the sweep this machine can run. Where neither sweep nor engine is chosen and the engine is the
+    CPU's, `engine=cpu` is: vLLM's own default pool is nearly all of the host's memory.
+    """
     from bench.config import DeviceConfig
     from bench.environment import device_kind
 
-    return "sweep=cpu" if device_kind(DeviceConfig()) == "cpu" else "sweep=gpu"
+    try:
+        kind = device_kind(DeviceConfig())
+    except BadRequest:
+        return words  # without vLLM, --help and --cfg still answer; a run will say what is missing
+    words = [("sweep=cpu" if kind == "cpu" else "sweep=gpu") if word == "sweep=auto" else word for word in words]
+    if kind == "cpu" and not any(word.startswith(("engine=", "sweep=")) for word in words):
+        words.append("engine=cpu")
+    return words
 
 
 def _sentence(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import tempfile
 import time
 import traceback
@@ -36,7 +37,7 @@ from bench.load.spec import LoadSpec
 from bench.progress import Progress
 from bench.record.store import ResultSet
 from bench.request import Request
-from bench.rows import as_json, request_columns, sample_rows, telemetry_columns, workload_columns
+from bench.rows import as_json, pss_when_ready, request_columns, sample_rows, telemetry_columns, workload_columns
 from bench.telemetry import throttle
 from bench.telemetry.engine_cgroup import EngineCgroup
 from bench.telemetry.sampler import Sampler, read_samples
@@ -158,6 +159,11 @@ class EngineStart:
                         self.run_workloads(sampler)
                 except StartFailed as error:
                     self.diagnose(error)
+                except KeyboardInterrupt:
+                    # A second one would leave the engine to the guard and a stack trace to the person.
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)
+                    self.progress.note("stopping the engine; this takes a few seconds")
+                    raise
                 finally:
                     self.phase(sampler, "stop")
                     self.stop()
@@ -421,7 +427,9 @@ class EngineStart:
         if self.row.get("failure_cause") is None:
             self.row["status"] = "ok"
         if sampler.path.exists():
-            self.outcome.samples = sample_rows(self.outcome.run_id, read_samples(sampler.path))
+            samples = read_samples(sampler.path)
+            self.row["tree_pss_ready_bytes"] = pss_when_ready(samples)
+            self.outcome.samples = sample_rows(self.outcome.run_id, samples)
         if self.log.exists():
             self.row["log_file"] = f"logs/{self.log.name}"
             if not self.request.cfg.engine_log and self.row["status"] == "ok":

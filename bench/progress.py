@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+_ENOUGH = 3  # finished points before their durations say anything about the rest
 _RECENT = 8  # finished points kept in the live table
 
 
@@ -88,7 +89,7 @@ class Progress:
             self._console.print(Text(f"{self.point.label}: {status}, {figures}", style=_style(status)))
         if self._live is None:
             number = len(self._done)
-            left = f", about {duration(self._left())} left" if number < self._total else ""
+            left = f", about {duration(self._left())} left" if number < self._total and number >= _ENOUGH else ""
             print(f"[{number}/{self._total}] {self.point.label}: {status}, {figures} ({took:.1f} s{left})",
                   file=sys.stderr, flush=True)  # fmt: skip
         self.point = None
@@ -117,7 +118,7 @@ class Progress:
     def _render(self) -> RenderableType:
         elapsed = time.monotonic() - self._began
         known = f", {self._skipped} recorded before" if self._skipped else ""
-        left = f", about {duration(self._left())} left" if self._durations else ""
+        left = f", about {duration(self._left())} left" if len(self._durations) >= _ENOUGH else ""
         done = f"{len(self._done)} of {self._total} points{known}"
         head = Text(f"{self._title}: {done}, {duration(elapsed)} elapsed{left}", style="bold")
         table = Table(box=None, pad_edge=False, header_style="dim")

@@ -55,7 +55,6 @@ def request_columns(request: Request) -> dict[str, Any]:
 def telemetry_columns(telemetry: TelemetrySummary) -> dict[str, Any]:
     """Device, process and cost columns of an engine start."""
     load = merged_load(telemetry)
-    ready = telemetry.phases.get("ready")
     return {
         "device_memory_baseline_bytes": telemetry.device_memory_baseline_bytes,
         "device_memory_peak_bytes": telemetry.device_memory_peak_bytes,
@@ -63,7 +62,6 @@ def telemetry_columns(telemetry: TelemetrySummary) -> dict[str, Any]:
         "process_memory_peak_bytes": telemetry.process_memory_peak_bytes,
         "process_memory_hidden": telemetry.process_memory_hidden_reason,
         "foreign_memory_peak_bytes": telemetry.foreign_memory_peak_bytes,
-        "tree_pss_ready_bytes": ready.tree_pss_peak_bytes if ready else None,
         "tree_pss_peak_bytes": telemetry.tree_pss_peak_bytes,
         "tree_rss_peak_bytes": telemetry.tree_rss_peak_bytes,
         "tree_uss_peak_bytes": telemetry.tree_uss_peak_bytes,
@@ -82,9 +80,9 @@ def telemetry_columns(telemetry: TelemetrySummary) -> dict[str, Any]:
         "sm_clock_min_mhz": _smallest(load, "sm_clock_min_mhz"),
         "sm_clock_median_mhz": _mean(load, "sm_clock_median_mhz"),
         "temperature_peak_c": telemetry.temperature_peak_c,
-        "throttle_reasons": list(telemetry.throttle_names),
+        "throttle_reasons": list(telemetry.throttle_names) if telemetry.devices else None,
         "gpu_utilization_mean_pct": _mean(load, "gpu_utilization_mean_pct"),
-        "gpu_lost": telemetry.gpu_lost,
+        "gpu_lost": telemetry.gpu_lost if telemetry.devices else None,
     }
 
 
@@ -95,7 +93,8 @@ def merged_load(telemetry: TelemetrySummary) -> list[PhasePeaks]:
 
 def workload_columns(result: LoadResult, peaks: PhasePeaks | None) -> dict[str, Any]:
     """One workload on a live engine."""
-    kv_peak = result.engine.kv_cache_usage_max_ratio
+    # Under load it cannot be 0: a run between two polls saw nothing.
+    kv_peak = result.engine.kv_cache_usage_max_ratio or None
     row: dict[str, Any] = {
         "pattern": "closed_loop",
         "completed": result.completed,
@@ -132,6 +131,17 @@ def workload_columns(result: LoadResult, peaks: PhasePeaks | None) -> dict[str, 
             "energy_j": peaks.energy_j,
         }
     return row
+
+
+def pss_when_ready(samples: Iterable[Sample]) -> int | None:
+    """PSS of the process tree between ready and the first load, bytes; the phase `ready` comes again after each."""
+    readings = []
+    for sample in samples:
+        if sample.phase.startswith(("warmup:", "load:", "stop")):
+            break
+        if sample.phase == "ready" and sample.tree_pss_bytes is not None:
+            readings.append(sample.tree_pss_bytes)
+    return max(readings, default=None)
 
 
 def sample_rows(run_id: str, samples: Iterable[Sample]) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ from bench.record.store import Recorded, ResultSet, StoreError
 from bench.request import Request
 from bench.summary import best_speed, figures, peak_bytes, print_summary
 
+ROOT = Path(__file__).resolve().parent.parent
+
 # Causes that lie in the moment, not in the point: worth another try without being asked.
 TRANSIENT = frozenset({"device_not_clean", "port_in_use", "insufficient_free_memory", "interrupted", "harness_error"})
 
@@ -68,25 +70,26 @@ class Runner:
     def plan(self, requests: list[Request]) -> list[Request]:
         """The requests that still need an engine start, in order; announces what will happen."""
         done: dict[Path, set[tuple[str, int]]] = {}
-        todo = []
+        tried: set[tuple[Path, str, int]] = set()
+        todo, again = [], 0
         for request in requests:
             results = self._results(request)
             if results.root not in done:
                 here = self._environment(request)["environment_id"]
-                done[results.root] = {
-                    (row.point_id, row.repeat)
-                    for row in results.recorded()
-                    if row.environment_id == here and _settled(row, request.cfg.rerun)
-                }
+                rows = [row for row in results.recorded() if row.environment_id == here]
+                done[results.root] = {(r.point_id, r.repeat) for r in rows if _settled(r, request.cfg.rerun)}
+                tried |= {(results.root, r.point_id, r.repeat) for r in rows if r.status == "failed"}
             if (request.point_id, request.cfg.repeat) not in done[results.root]:
                 todo.append(request)
+                again += (results.root, request.point_id, request.cfg.repeat) in tried
         names = sorted({request.cfg.set for request in requests})
         title = f"{requests[0].cfg.sweep.name} -> {', '.join(names)}"
         skipped = len(requests) - len(todo)
         first = requests[0]
         version = self._environment(first)["vllm_version"]
         points = f"{len(requests)} point{'s' if len(requests) > 1 else ''}"
-        print(f"{title}: {points}, {skipped} recorded before, {len(todo)} to start "
+        again = f" ({again} of them failed before)" if again else ""
+        print(f"{title}: {points}, {skipped} recorded before, {len(todo)} to start{again} "
               f"(vLLM {version} on {first.device_kind}, launcher {first.launcher})", file=sys.stderr)  # fmt: skip
         if first.cfg.dry_run:
             for request in requests:
@@ -145,7 +148,11 @@ class Runner:
                 print_summary(console, rows, results.rows("workloads"), str(_shown(results.root)))
         started, failed = len(self._statuses), self._statuses.count("failed")
         took = time.monotonic() - self._began
-        console.print(f"{started} engine starts attempted in {took:.0f} s" + (f", {failed} failed" if failed else ""))
+        if started:
+            tail = f", {failed} failed" if failed else ""
+            console.print(f"{started} engine start{'s' if started > 1 else ''} in {took:.0f} s{tail}")
+        else:
+            console.print("nothing to start: every point is recorded (rerun=failed or rerun=all starts them again)")
         return 1 if failed else 0
 
     def interrupted(self) -> None:
@@ -157,7 +164,8 @@ class Runner:
     # -- parts -------------------------------------------------------------------------------------------------
 
     def _results(self, request: Request) -> ResultSet:
-        root = Path(request.cfg.paths.results) / request.cfg.set
+        # Relative to the checkout, not to the caller's folder: the same command must find the same set.
+        root = ROOT / request.cfg.paths.results / request.cfg.set
         return self._sets.setdefault(root, ResultSet(root))
 
     def _environment(self, request: Request) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -38,63 +40,109 @@ def figures(row: dict[str, Any], workloads: Iterable[dict[str, Any]]) -> str:
     return ", ".join(parts)
 
 
-_COLUMNS = ("model", "weights as", "T", "S", "weights", "KV pool", "KV tokens", "peak", "load adds", "start",
-            "tokens/s", "TTFT p50", "TPOT p50", "status")  # fmt: skip
-_SIZES = {"weights": "weights_bytes", "KV pool": "kv_cache_bytes", "load adds": "runtime_activation_peak_bytes"}
+_STATUS_WIDTH = 14
 
 
 def print_summary(console: Console, rows: list[dict[str, Any]], workloads: list[dict[str, Any]], where: str) -> None:
-    """All rows of a set, one line a point, in the order they were started."""
+    """All rows of a set, one line an engine start. Columns that would not fit are left out, never cut."""
     by_run: dict[str, list[dict[str, Any]]] = {}
     for workload in workloads:
         by_run.setdefault(workload["run_id"], []).append(workload)
-    # One unit a column, so that figures line up and compare at a glance.
-    units = {name: _unit(row[column] for row in rows) for name, column in _SIZES.items()}
-    units["peak"] = _unit(peak_bytes(row) for row in rows)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    left = ("model", "weights as", "status")
-    for name in _COLUMNS:
-        title = f"{name}, {units[name][0]}" if name in units else name
-        table.add_column(title, justify="left" if name in left else "right", no_wrap=name != "status")
-    for row in sorted(rows, key=lambda r: (r["model"], r["quantization"], r["started_unix_s"])):
-        table.add_row(*_cells(row, by_run.get(row["run_id"], []), units))
+    columns = _columns(rows)
+    ordered = sorted(rows, key=lambda r: (r["model"], r["quantization"], r["started_unix_s"]))
+    dropped = []
+    while True:
+        table = _table(columns, ordered, by_run)
+        # The status, last, may wrap; everything before it must fit.
+        figures_only = _table(columns[:-1], ordered, by_run)
+        unlimited = console.options.update(max_width=1000)
+        needed = Measurement.get(console, unlimited, figures_only).maximum + _STATUS_WIDTH
+        spare = [column for column in columns if column.spare]
+        if needed <= console.width or not spare:
+            break
+        last = max(spare, key=lambda column: column.spare)
+        columns.remove(last)
+        dropped.append(last.title)
     console.print(table)
     device = next((row["device_name"] for row in rows), None)
     kinds = {row["device_kind"] for row in rows}
     peak = "device memory (NVML)" if kinds == {"cuda"} else "the engine's process tree (PSS)"
     about = f"T: max-num-batched-tokens, S: max-num-seqs. peak: {peak}. load adds: the worker's peak under load above"
     console.print(Text(f"{about} its idle level. GiB = 2^30 bytes. Device: {device}"))
+    if dropped:
+        console.print(Text(f"left out for want of width: {', '.join(reversed(dropped))}"))
     counts = {status: sum(row["status"] == status for row in rows) for status in STATUSES}
     told = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
-    console.print(Text(f"{len(rows)} engine starts in {where}: {told}"))
+    console.print(Text(f"{len(rows)} engine start{'s' if len(rows) > 1 else ''} in {where}: {told}"))
 
 
-def _unit(sizes: Iterable[int | None]) -> tuple[str, int]:
-    """GiB where the smallest figure of a column has some, else MiB."""
-    known = [size for size in sizes if size]
-    return ("GiB", 2**30) if known and min(known) >= 2**30 else ("MiB", 2**20)
+@dataclass(frozen=True)
+class _Column:
+    """`cell` makes the text from an engine row and its fastest workload. `spare`: left out the sooner the higher."""
+
+    title: str
+    cell: Callable[[dict[str, Any], dict[str, Any]], str]
+    spare: int = 0
+    left: bool = False
 
 
-def _cells(row: dict[str, Any], workloads: list[dict[str, Any]], units: dict[str, tuple[str, int]]) -> list[str]:
-    best = max(workloads, key=lambda w: w.get("output_tokens_per_s") or 0.0, default={})
-    speed, ttft, tpot = (best.get(name) for name in ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s"))
-    tokens, seqs = (row[f"effective_{k}"] or row[k] for k in ("max_num_batched_tokens", "max_num_seqs"))
+def _columns(rows: list[dict[str, Any]]) -> list[_Column]:
+    def varies(name: str) -> bool:
+        return len({row[name] for row in rows}) > 1
 
-    def size(name: str, value: int | None) -> str:
-        unit, scale = units[name]
-        return "-" if value is None else f"{value / scale:,.{2 if unit == 'GiB' else 1}f}"
+    def setting(name: str) -> Callable[[dict, dict], str]:
+        return lambda row, _: _int(row[f"effective_{name}"] or row[name])
+
+    def plain(name: str) -> Callable[[dict, dict], str]:
+        return lambda row, _: str(row[name] if row[name] is not None else "-")
+
+    def size(title: str, value: Callable[[dict], int | None], spare: int = 0) -> _Column:
+        # One unit a column, so that figures line up and compare at a glance.
+        known = [v for v in map(value, rows) if v]
+        unit, scale, digits = ("GiB", 2**30, 2) if known and min(known) >= 2**30 else ("MiB", 2**20, 1)
+
+        def cell(row: dict, _: dict) -> str:
+            number = value(row)
+            return "-" if number is None else f"{number / scale:,.{digits}f}"
+
+        return _Column(f"{title}, {unit}", cell, spare)
+
+    def milliseconds(name: str, digits: int) -> Callable[[dict, dict], str]:
+        return lambda _, best: "-" if best.get(name) is None else f"{best[name] * 1e3:,.{digits}f} ms"
+
+    def speed(_: dict, best: dict) -> str:
+        return _int(None if best.get("output_tokens_per_s") is None else round(best["output_tokens_per_s"]))
 
     return [
-        row["model"], row["quantization"], _int(tokens), _int(seqs),
-        *(size(name, row[_SIZES[name]]) for name in ("weights", "KV pool")),
-        _int(row["kv_cache_tokens"]), size("peak", peak_bytes(row)),
-        size("load adds", row["runtime_activation_peak_bytes"]),
-        "-" if row["startup_s"] is None else f"{row['startup_s']:.1f} s",
-        "-" if speed is None else f"{speed:,.0f}",
-        "-" if ttft is None else f"{ttft * 1e3:,.0f} ms",
-        "-" if tpot is None else f"{tpot * 1e3:,.1f} ms",
-        _status(row),
-    ]  # fmt: skip
+        _Column("model", plain("model"), left=True),
+        _Column("weights as", plain("quantization"), left=True),
+        _Column("T", setting("max_num_batched_tokens")),
+        _Column("S", setting("max_num_seqs")),
+        *([_Column("pool", plain("kv_pool_mode"), left=True)] if varies("kv_pool_mode") else []),
+        *([_Column("launcher", plain("launcher"), left=True)] if varies("launcher") else []),
+        *([_Column("restart", lambda row, _: str(row["repeat"] + 1))] if varies("repeat") else []),
+        size("weights", lambda row: row["weights_bytes"]),
+        size("KV pool", lambda row: row["kv_cache_bytes"]),
+        _Column("KV tokens", lambda row, _: _int(row["kv_cache_tokens"]), spare=3),
+        size("peak", peak_bytes),
+        size("load adds", lambda row: row["runtime_activation_peak_bytes"], spare=1),
+        _Column("start", lambda row, _: "-" if row["startup_s"] is None else f"{row['startup_s']:.1f} s", spare=4),
+        _Column("tokens/s", speed),
+        _Column("TTFT p50", milliseconds("ttft_p50_s", 0), spare=5),
+        _Column("TPOT p50", milliseconds("tpot_p50_s", 1), spare=2),
+        _Column("status", lambda row, _: _status(row), left=True),
+    ]
+
+
+def _table(columns: list[_Column], rows: list[dict[str, Any]], by_run: dict[str, list[dict[str, Any]]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.title, justify="left" if column.left else "right", no_wrap=column.title != "status")
+    for row in rows:
+        best = max(by_run.get(row["run_id"], []), key=lambda w: w.get("output_tokens_per_s") or 0.0, default={})
+        # Text, because square brackets in a cell would be read as markup.
+        table.add_row(*(Text(column.cell(row, best)) for column in columns))
+    return table
 
 
 def _status(row: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ class PathsConfig:
     """Where things lie."""
 
     results: str = "results"
-    """Folder of all result sets."""
+    """Folder of all result sets; a relative one lies in the checkout."""
     scratch: str | None = None
     """Model directories, sockets, compile caches of the running engine; null: a folder of the system's own."""
 
