@@ -1,6 +1,6 @@
 # vllm-calibrate. `make` alone says what there is. Needs GNU make 3.81 or newer and Python 3.11 to 3.14.
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test lint clean
+.PHONY: help setup sweep tables test lint clean
 
 SWEEP ?= auto
 SET ?=
@@ -33,6 +33,7 @@ endif
 help:
 	@echo 'make setup   make or update .venv for this machine: vLLM for its NVIDIA GPUs, or the CPU build'
 	@echo 'make sweep   set up, then measure: conf/sweep/$$(SWEEP).yaml into results/$$(SET)'
+	@echo 'make tables  set up, then write results/tables: multipliers and the audit of the guide, from SET or all sets'
 	@echo 'make test    set up, then run the tests'
 	@echo 'make lint    set up, then check the code with ruff'
 	@echo 'make clean   remove .venv and caches; results/ stays'
@@ -54,6 +55,12 @@ setup:
 sweep:
 	$(call bootstrap,)
 	@$(RUN) -m bench sweep=$(SWEEP) $(if $(SET),set=$(SET)) $(ARGS)
+
+TABLE_SETS = $(if $(SET),$(SET),$(patsubst results/%/engines,%,$(sort $(wildcard results/*/engines))))
+tables:
+	$(call bootstrap,)
+	@$(RUN) -m analysis tables $(TABLE_SETS) $(ARGS)
+	@$(RUN) -m analysis audit $(TABLE_SETS) $(ARGS)
 
 # STATUS_FILE receives pytest's exit code, which make does not pass on.
 test:
