@@ -45,9 +45,32 @@ def resolve(cfg: BenchConfig) -> ModelSource:
     """
     if cfg.model.source == "config":
         return ModelSource(compose_config(cfg), None)
+    source = _checkpoint(cfg)
+    _check_format(cfg, source.config)
+    return source
+
+
+def _checkpoint(cfg: BenchConfig) -> ModelSource:
     if cfg.model.source == "path":
-        return _local(Path(str(cfg.model.path)).expanduser(), "model.path")
+        # Absolute: the engine runs in a folder of its own.
+        return _local(Path(str(cfg.model.path)).expanduser().absolute(), "model.path")
     return _hub(cfg)
+
+
+def _check_format(cfg: BenchConfig, config: dict[str, Any]) -> None:
+    """A checkpoint is served in the format it was written in: a row under another format's name would lie."""
+
+    def form(block: Any) -> tuple[Any, Any]:
+        block = block if isinstance(block, dict) else {}
+        return block.get("quant_method"), block.get("bits")
+
+    written = form(text_config(config).get("quantization_config") or config.get("quantization_config"))
+    if cfg.quantization.engine_quantization is None and form(cfg.quantization.config) != written:
+        method, bits = written
+        stored = f"{method} weights" + (f" of {bits} bits" if bits else "") if method else "weights as they are"
+        raise BadRequest(
+            f"quantization={cfg.quantization.name}: the checkpoint stores {stored}; choose the quantization that it has"
+        )
 
 
 def compose_config(cfg: BenchConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     _register()
 
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
@@ -45,9 +48,15 @@ def main(argv: list[str] | None = None) -> int:
 
     @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
     def measure(composed: DictConfig) -> str:
+        if HydraConfig.get().mode == RunMode.RUN:  # it would pass by the plan: dry_run, resume and the checks
+            raise BadRequest("hydra.mode=RUN: leave it out; one point is a grid of one")
         return Runner.current().run(load_request(composed))
 
     sys.argv = [sys.argv[0], *_for_this_machine(words)]
+    # A batch system's SIGTERM and a closed terminal end a sweep as Ctrl-C does: in order.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+            signal.signal(number, _interrupt)
     with Runner() as runner:
         try:
             measure()
@@ -61,6 +70,11 @@ def main(argv: list[str] | None = None) -> int:
             return 130
         except SystemExit as error:  # --help and its like
             return error.code if isinstance(error.code, int) else 0
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: a second one must not cut the clean-up short
+    raise KeyboardInterrupt
 
 
 def _for_this_machine(words: list[str]) -> list[str]:
@@ -113,6 +127,10 @@ def _unknown_key(key: str) -> str:
                 yield from walk(value, f"{prefix}{name}.")
 
     known = list(walk(OmegaConf.to_container(OmegaConf.structured(BenchConfig)), ""))
+    if key in known:
+        return f"{key}: takes no whole mapping here; add its keys one by one, as in +{key}.NAME=value"
+    if key.startswith("engine.env."):
+        return f"{key}: not set so far; a new key takes a plus sign, as in +{key}=value"
     near = difflib.get_close_matches(key, known, n=1)
     meant = f"did you mean {near[0]}?" if near else "`python -m bench --help` lists them all"
     return f"{key}: no such setting; {meant}"

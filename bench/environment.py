@@ -59,6 +59,15 @@ def device_kind(device: DeviceConfig) -> str:
     return built_for
 
 
+_ENGINE_VARIABLES = ("VLLM_", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "NCCL_", "KMP_", "MKL_", "ONEDNN_", "DNNL_")
+# Places, words, and what the harness sets for every engine anyway.
+_HARMLESS_VARIABLES = frozenset({
+    "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT", "VLLM_ASSETS_CACHE", "VLLM_RPC_BASE_PATH", "VLLM_LOGGING_LEVEL",
+    "VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "VLLM_SERVER_DEV_MODE", "VLLM_ENABLE_STARTUP_PLAN",
+    "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR",
+})  # fmt: skip
+
+
 def default_cpu_threads(device: DeviceConfig) -> int:
     """OpenMP threads of a CPU engine: all usable cores but one, which client, scheduler and sampler share."""
     return device.cpu_threads or max(1, len(os.sched_getaffinity(0)) - 1)
@@ -88,8 +97,17 @@ def collect(device: DeviceConfig) -> dict[str, Any]:
     else:
         row |= _gpus(device)
     names = CHECKED + (CHECKED_ON_CPU if kind == "cpu" else CHECKED_ON_CUDA)
-    row["environment_id"] = content_hash({name: row.get(name) for name in names}, 12)
+    checked = {name: row.get(name) for name in names}
+    if variables := inherited_variables():
+        checked["variables"] = variables
+    row["environment_id"] = content_hash(checked, 12)
     return row
+
+
+def inherited_variables() -> dict[str, str]:
+    """Variables of the harness's own environment that an engine inherits and that change what is measured."""
+    return {name: value for name, value in sorted(os.environ.items())
+            if name.startswith(_ENGINE_VARIABLES) and name not in _HARMLESS_VARIABLES}  # fmt: skip
 
 
 def gpus_of(nvml: Nvml | NoNvml, device: DeviceConfig) -> list[Device]:

@@ -27,7 +27,8 @@ from bench.engine.launchers import Launchers
 from bench.engine.lifecycle import StartFailed, StopReport, stop, wait_ready
 from bench.engine.server import Server, ServerError, free_port, port_is_free
 from bench.engine.shared_memory import remove_leaked_shared_memory, shared_memory_names
-from bench.environment import gpu_names
+from bench.environment import gpu_names, inherited_variables
+from bench.errors import BenchError
 from bench.expectation import Expectation, expect
 from bench.load.closed_loop import run_closed_loop
 from bench.load.metrics import parse_metrics
@@ -78,6 +79,9 @@ def measure(
         "warnings": list(request.source.notes),
     }
     row |= environment | request_columns(request) | expectation.columns()
+    if variables := inherited_variables():
+        said = " ".join(f"{name}={value}" for name, value in variables.items())
+        row["warnings"].append(f"inherited from the harness's own environment: {said}")
     if expectation.note:
         row["warnings"].append(expectation.note)
     outcome = Outcome(run_id, row)
@@ -87,9 +91,8 @@ def measure(
         progress.phase("import")
         launchers.prepare(request)
         with scratch_dir(request.cfg.paths.scratch) as scratch:
-            start = EngineStart(request, outcome, scratch, results, launchers, guard, progress)
             try:
-                start.run(expectation)
+                EngineStart(request, outcome, scratch, results, launchers, guard, progress).run(expectation)
             except Exception as error:  # a defect of ours must not lose what the engine showed until then
                 sentence = f"the harness itself failed: {type(error).__name__}: {error}"
                 fail(row, "unknown", "harness_error", sentence, traceback.format_exc())
@@ -108,9 +111,14 @@ def fail(row: dict[str, Any], phase: str, cause: str, sentence: str, detail: str
 @contextlib.contextmanager
 def scratch_dir(configured: str | None) -> Iterator[Path]:
     """A folder for one engine's model, sockets and temporary files; short, because socket paths may have 107 bytes."""
-    if configured:
-        Path(configured).mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="vcal-", dir=configured))
+    try:
+        if configured:
+            Path(configured).mkdir(parents=True, exist_ok=True)
+        # Absolute: the engine runs in this folder, and a relative name would mean another one there.
+        folder = Path(tempfile.mkdtemp(prefix="vcal-", dir=configured)).absolute()
+    except OSError as error:
+        raise BenchError(f"paths.scratch={configured or tempfile.gettempdir()}: cannot be written ({error.strerror}); "
+                         "name a folder that can, as in paths.scratch=/tmp") from error  # fmt: skip
     try:
         yield folder
     finally:
@@ -232,6 +240,9 @@ class EngineStart:
         config = reports[0].get("config") if reports else self.server.effective_config()
         self.row["effective_config_json"] = as_json(config)
         terms = self.memory_terms()
+        if self.row["weights_bytes"] is None:
+            # Started, but neither the probe nor the log told what it holds.
+            self.row["flags"].append("no_memory_report")
         applied = expectation.check(terms)
         self.row |= applied.columns
         for flag, warning in applied.warnings.items():
@@ -402,8 +413,8 @@ class EngineStart:
             return
         report: StopReport = stop(self.process, self.request.cfg.engine.stop_timeout_s)
         self.row["stop_s"], self.row["stopped_by"] = report.seconds, report.stopped_by
-        if report.stopped_by == "SIGKILL":
-            remove_leaked_shared_memory(self.shared_memory)
+        # A worker that was killed leaves its segments although the API server ended in order.
+        remove_leaked_shared_memory(self.shared_memory)
         if report.survivors:
             self.row["flags"].append("survivors")
         else:
@@ -424,6 +435,9 @@ class EngineStart:
             self.probe_dir, self.log_text(), self.launched_unix_s, self.ready_unix_s or None
         )
         self.row["flags"] += _telemetry_flags(self.row)
+        if not telemetry.complete:
+            # Peaks of a part of the start read like peaks of all of it.
+            self.row["flags"].append("telemetry_lost")
         if self.row.get("failure_cause") is None:
             self.row["status"] = "ok"
         if sampler.path.exists():

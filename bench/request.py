@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from analysis.arithmetic import ArithmeticRefusal, MalformedConfig, weight_bytes
 from bench import checkpoint
 from bench.checkpoint import ModelSource
 from bench.config import BenchConfig, check_request
-from bench.environment import device_kind
+from bench.environment import default_cpu_threads, device_kind
 from bench.errors import BadRequest
 from bench.identity import point_id
 
@@ -68,11 +70,25 @@ def load_request(composed: DictConfig) -> Request:
     _refuse_added_keys(cfg, "")
     kind = device_kind(cfg.device)
     cfg.device.kind = kind
+    if kind == "cpu":
+        cfg.device.cpu_threads = default_cpu_threads(cfg.device)
+    _check_scratch(cfg.paths.scratch)
     source = checkpoint.resolve(cfg)
     _check_shape(cfg.model.name, source.config)
     check_request(cfg, checkpoint.text_config(source.config))
     launcher = cfg.launcher if cfg.launcher != "auto" else ("warm" if kind == "cpu" else "spawn")
     return Request(cfg, source, kind, launcher, point_id(cfg, source.config, kind, launcher))
+
+
+def _check_scratch(configured: str | None) -> None:
+    """Refuse a folder under which no socket of an engine could have a name: each point would fail for it."""
+    folder = os.path.abspath(configured or tempfile.gettempdir())
+    # "/vcal-" and 8 characters, "/" and a UUID of 36: 51 of the 107 bytes that a socket's path may have.
+    if len(os.fsencode(folder)) > 107 - 51:
+        raise BadRequest(
+            f"paths.scratch={folder}: too long for the engine's sockets; name a folder of at most 56 bytes, as in "
+            "paths.scratch=/tmp"
+        )
 
 
 def _refuse_added_keys(node: Any, prefix: str) -> None:

@@ -93,8 +93,6 @@ def merged_load(telemetry: TelemetrySummary) -> list[PhasePeaks]:
 
 def workload_columns(result: LoadResult, peaks: PhasePeaks | None) -> dict[str, Any]:
     """One workload on a live engine."""
-    # Under load it cannot be 0: a run between two polls saw nothing.
-    kv_peak = result.engine.kv_cache_usage_max_ratio or None
     row: dict[str, Any] = {
         "pattern": "closed_loop",
         "completed": result.completed,
@@ -109,7 +107,8 @@ def workload_columns(result: LoadResult, peaks: PhasePeaks | None) -> dict[str, 
         "steady_output_tokens_per_s": result.steady.output_tokens_per_s,
         "preemptions": _whole(result.engine.num_preemptions),
         "prefix_cache_hit_tokens": _whole(result.engine.prefix_cache_hits_tokens),
-        "kv_cache_usage_peak": kv_peak,
+        # Zero is not a peak: a short load ended between two looks at the gauge.
+        "kv_cache_usage_peak": result.engine.kv_cache_usage_max_ratio or None,
         "queue_time_mean_s": result.engine.request_queue_time_mean_s,
         "client_cpu_us_per_token": result.client.cpu_us_per_token,
         "client_share_of_machine": result.client.share_of_machine,

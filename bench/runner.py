@@ -97,6 +97,9 @@ class Runner:
             self._sets.clear()
             self._planned_only = True
             return []
+        for request in todo:
+            # Before Hydra makes the folder of its own, which would end in a stack trace where it cannot.
+            self._results(request).create()
         if todo:
             self._progress = Progress(len(todo), skipped, title)
         return todo

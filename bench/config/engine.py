@@ -15,8 +15,32 @@ OWN_FLAGS = frozenset({
     "--quantization", "--max-num-seqs", "--max-num-batched-tokens", "--max-model-len", "--gpu-memory-utilization",
     "--kv-cache-memory-bytes", "--kv-cache-dtype", "--block-size", "--enforce-eager", "--tensor-parallel-size",
     "--pipeline-parallel-size", "--enable-prefix-caching", "--no-enable-prefix-caching", "--cpu-offload-gb", "--seed",
-    "--served-model-name",
+    "--served-model-name", "--revision", "-tp", "-pp", "-q",
 })  # fmt: skip
+
+# Flags under which the harness could not reach its engine, or would not launch it alone.
+UNREACHABLE_FLAGS = frozenset({
+    "--api-key", "--uds", "--root-path", "--ssl-keyfile", "--ssl-certfile", "--headless", "--config",
+})  # fmt: skip
+
+# Variables that the harness sets itself, and the setting to use instead.
+OWN_VARIABLES = {
+    "PYTHONPATH": "set it for the harness, which passes it on", "TMPDIR": "set paths.scratch",
+    "VLLM_RPC_BASE_PATH": "set paths.scratch", "OMP_NUM_THREADS": "set device.cpu_threads",
+    "CUDA_VISIBLE_DEVICES": "set device.indices", "CUDA_DEVICE_ORDER": "set device.indices",
+    "VLLM_SERVER_DEV_MODE": "the harness reads the engine's memory through it",
+    "VLLM_CPU_KVCACHE_SPACE": "set engine.kv_cache_memory_bytes",
+}  # fmt: skip
+
+
+def _names(arg: str, flags: frozenset[str]) -> bool:
+    """Whether vLLM's parser would read one of `flags` in `arg`: it takes underscores and abbreviations too."""
+    word = arg.split("=", 1)[0]
+    if not word.startswith("--"):
+        return word in flags
+    word = word.replace("_", "-")
+    forms = {word, "--" + word.removeprefix("--no-")}
+    return any(flag.startswith(form) for flag in flags for form in forms if len(form) > 2)
 
 
 @dataclass
@@ -86,11 +110,18 @@ class EngineConfig:
         )
         for arg in self.extra_args:
             require(
-                arg.split("=", 1)[0] not in OWN_FLAGS,
+                not _names(arg, OWN_FLAGS),
                 "engine.extra_args",
                 arg,
                 "this flag belongs to a setting of its own (engine.*, quantization.dtype, model.*): set that",
             )
+            require(
+                not _names(arg, UNREACHABLE_FLAGS), "engine.extra_args", arg,
+                "the harness could not reach or describe an engine with this flag; leave it out",
+            )  # fmt: skip
+        for name in self.env:
+            own = "CALIBRATE_*: the harness's own" if name.startswith("CALIBRATE_") else OWN_VARIABLES.get(name)
+            require(own is None, "engine.env", name, f"the harness sets this variable itself: {own}")
 
     @property
     def kv_pool_mode(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,16 +33,24 @@ class DeviceBusy(BenchError):
     """Another harness measures on this device."""
 
 
+LOCKS = Path("/tmp")
+"""Not the user's own temporary folder: the device is one whatever TMPDIR says and whoever measures."""
+
+
 @contextlib.contextmanager
 def device_lock(name: str) -> Iterator[None]:
-    """Hold the device for this process; two sweeps at once would measure each other."""
-    folder = Path(tempfile.gettempdir()) / f"vllm-calibrate-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with open(folder / f"{name}.lock", "a+") as lock:
+    """Hold the device for this process; two sweeps at once would measure each other. Raises `DeviceBusy`."""
+    path = LOCKS / f"vllm-calibrate-{name}.lock"
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with contextlib.suppress(OSError):
+            os.fchmod(handle, 0o666)  # past the umask: another user's sweep must be able to ask
+    with os.fdopen(handle, "r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise DeviceBusy(f"device {name}: another sweep (process {holder}) measures on it; "
                              "wait for it to end, or end it") from None  # fmt: skip

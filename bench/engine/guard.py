@@ -7,7 +7,9 @@ closes, whatever the reason, every process of the sessions still on its list is 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,13 +52,27 @@ def kill_session(session_id: int, patience_s: float = 5.0) -> list[int]:
     return []
 
 
+def mapped_segments(pid: int) -> set[str]:
+    """Names in /dev/shm that Python's multiprocessing gave and that a process maps."""
+    try:
+        with open(f"/proc/{pid}/maps") as maps:
+            return set(re.findall(r"/dev/shm/(psm_[0-9a-f]+)$", maps.read(), re.MULTILINE))
+    except OSError:
+        return set()
+
+
 class Guard:
     """The harness's end of the pipe. One guard serves a whole sweep."""
 
     def __init__(self) -> None:
+        self._watched: dict[int, str] = {}
+        self._process = self._start()
+
+    @staticmethod
+    def _start() -> subprocess.Popen[bytes]:
         # -S -E: no site packages, so it starts in milliseconds and holds little memory through a long sweep.
         # A session of its own: Ctrl-C at the terminal must reach the harness, not the guard.
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-S", "-E", str(Path(__file__).resolve())],
             stdin=subprocess.PIPE,
             start_new_session=True,
@@ -64,19 +80,31 @@ class Guard:
 
     def watch(self, session_id: int, scratch: Path | None = None) -> None:
         """End this session, and remove its `scratch` folder, should the harness die."""
-        self._send(f"watch {session_id} {scratch or ''}")
+        self._watched[session_id] = f"watch {session_id} {scratch or ''}"
+        self._send(self._watched[session_id])
 
     def forget(self, session_id: int) -> None:
         """The session was ended in the ordinary way."""
+        self._watched.pop(session_id, None)
         self._send(f"forget {session_id}")
 
     def close(self) -> None:
         """End the guard, and with it every session still watched."""
         if self._process.stdin and not self._process.stdin.closed:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._process.wait(timeout=30)
 
     def _send(self, line: str) -> None:
+        try:
+            self._write(line)
+        except BrokenPipeError:  # the guard was killed: another one takes its place, with all that is watched now
+            self.close()
+            self._process = self._start()
+            for watched in self._watched.values():
+                self._write(watched)
+
+    def _write(self, line: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(line.rstrip().encode() + b"\n")
         self._process.stdin.flush()
@@ -93,8 +121,16 @@ def main() -> None:
             watched[int(words[1])] = words[2] if len(words) > 2 else ""
         elif words[0] == "forget":
             watched.pop(int(words[1]), None)
+    segments = set().union(*(mapped_segments(pid) for session in watched for pid in session_members(session)))
     for session_id in watched:
         kill_session(session_id)
+    # Nobody is left to unlink them, and /dev/shm is memory until the next boot. What another process maps stays.
+    for entry in os.listdir("/proc") if segments else ():
+        if entry.isdigit():
+            segments -= mapped_segments(int(entry))
+    for name in segments:
+        with contextlib.suppress(OSError):
+            os.unlink(f"/dev/shm/{name}")
     for scratch in watched.values():
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)

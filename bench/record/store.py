@@ -66,6 +66,7 @@ class ResultSet:
         rows = []
         for path in sorted((self.root / "engines").glob("*.parquet")):
             try:
+                check_schema_version(path)
                 row = pq.read_table(path, columns=[f for f in Recorded.__dataclass_fields__], partitioning=None)
                 rows += [Recorded(**values) for values in row.to_pylist()]
             except (pa.ArrowException, OSError, TypeError, ValueError) as error:
@@ -75,8 +76,14 @@ class ResultSet:
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """All rows of a table as dictionaries, for summaries of a set of modest size."""
-        files = sorted((self.root / table).glob("*.parquet"))
-        return [row for path in files for row in pq.read_table(path, partitioning=None).to_pylist()]
+        rows = []
+        for path in sorted((self.root / table).glob("*.parquet")):
+            try:
+                rows += pq.read_table(path, partitioning=None).to_pylist()
+            except (pa.ArrowException, OSError) as error:
+                raise StoreError(f"{path}: not a readable {table} file ({_first_line(error)}); "
+                                 "move it out of the set to go on") from error  # fmt: skip
+        return rows
 
     def _write_table(self, table: str, run_id: str, rows: list[dict[str, Any]]) -> None:
         schema = table_schema(table)

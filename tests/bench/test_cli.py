@@ -25,6 +25,8 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
         (['engine.extra_args=["--port=3"]'], "engine.extra_args=--port=3: this flag belongs to a setting"),
         (["engine.max_num_seqs=interval(1,2)"], "a grid needs a list of values"),
         (["engine.max_num_seqs=[1"], "engine.max_num_seqs=[1: cannot be read"),
+        (["engine.env={A:b}"], "engine.env: takes no whole mapping here"),
+        (["paths.scratch=/tmp/" + "x" * 60], "too long for the engine's sockets"),
         (["set=a/b"], "set=a/b: name a result set in letters"),
     ],
 )
@@ -48,6 +50,25 @@ def _checkpoint(tmp_path, **changes):
 def _weights(path, size_bytes):
     header = json.dumps({"w": {"dtype": "U8", "shape": [size_bytes], "data_offsets": [0, size_bytes]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size_bytes))
+
+
+def test_a_checkpoint_under_the_name_of_another_format_is_refused(bench, tmp_path):
+    words = ["model.source=path", _checkpoint(tmp_path), f"paths.results={tmp_path}/results", "dry_run=true"]
+    _weights(tmp_path / "model.safetensors", 854_736)
+    done = bench(*words, "quantization=gptq")
+    assert done.returncode == 2 and "quantization=gptq: the checkpoint stores weights as they are" in done.stderr
+
+
+def test_hydras_single_run_mode_does_not_pass_by_the_plan(bench, tmp_path):
+    done = bench("hydra.mode=RUN", "dry_run=true", f"paths.results={tmp_path}/results")
+    assert done.returncode == 2 and "hydra.mode=RUN: leave it out" in done.stderr
+
+
+def test_a_set_that_is_a_file_is_one_sentence(bench, tmp_path):
+    (tmp_path / "taken").touch()
+    done = bench(f"paths.results={tmp_path}", "set=taken")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: paths.results=")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_checkpoint_without_weights_with_broken_ones_or_of_another_size_is_refused(bench, tmp_path):

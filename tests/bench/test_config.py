@@ -23,6 +23,13 @@ SHAPE = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096,
         (lambda: EngineConfig(kv_cache_dtype="int3"), "engine.kv_cache_dtype", "int3"),
         (lambda: EngineConfig(port=80), "engine.port", "80"),
         (lambda: EngineConfig(extra_args=["--max-num-seqs=4"]), "engine.extra_args", "--max-num-seqs=4"),
+        (lambda: EngineConfig(extra_args=["--max_num_seqs=4"]), "engine.extra_args", "--max_num_seqs=4"),
+        (lambda: EngineConfig(extra_args=["--max-num-se", "4"]), "engine.extra_args", "--max-num-se"),
+        (lambda: EngineConfig(extra_args=["--no-enforce-eager"]), "engine.extra_args", "--no-enforce-eager"),
+        (lambda: EngineConfig(extra_args=["-tp=2"]), "engine.extra_args", "-tp=2"),
+        (lambda: EngineConfig(extra_args=["--api-key", "x"]), "engine.extra_args", "--api-key"),
+        (lambda: EngineConfig(env={"OMP_NUM_THREADS": "1"}), "engine.env", "OMP_NUM_THREADS"),
+        (lambda: EngineConfig(env={"CALIBRATE_PROBE_DIR": "/x"}), "engine.env", "CALIBRATE_PROBE_DIR"),
         (lambda: EngineConfig(cpu_offload_gb=-1), "engine.cpu_offload_gb", "-1"),
         (lambda: WorkloadPoint(concurrency=0), "workload.points[closed-loop].concurrency", "0"),
         (lambda: WorkloadPoint(top_p=0), "workload.points[closed-loop].top_p", "0"),
@@ -40,6 +47,10 @@ def test_refusals_name_field_and_value(make, field, value):
     sentence = str(refusal.value)
     assert sentence.startswith(f"{field}={value}: ")
     assert "\n" not in sentence and len(sentence) > len(f"{field}={value}: ") + 10
+
+
+def test_flags_and_variables_that_the_harness_leaves_alone_pass():
+    EngineConfig(extra_args=["--enable-lora", "--max-loras", "2", "--kv-cache-dtype-skip-layers=1"], env={"A": "b"})
 
 
 @pytest.mark.parametrize(

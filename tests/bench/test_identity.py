@@ -64,3 +64,16 @@ def test_shape_device_and_launcher_are_identity():
 
 def test_key_order_does_not_matter():
     assert content_hash({"a": 1, "b": [2]}) == content_hash({"b": [2], "a": 1})
+
+
+def test_a_variable_that_the_engine_inherits_makes_another_environment(monkeypatch):
+    from bench import environment
+    from bench.config import DeviceConfig
+
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    monkeypatch.setattr(environment, "device_kind", lambda device: "cpu")
+    plain = environment.collect(DeviceConfig(kind="cpu"))["environment_id"]
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    assert environment.collect(DeviceConfig(kind="cpu"))["environment_id"] == plain
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    assert environment.collect(DeviceConfig(kind="cpu"))["environment_id"] != plain

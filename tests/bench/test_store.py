@@ -53,6 +53,26 @@ def test_a_column_that_the_schema_lacks_is_an_error(tmp_path):
     assert results.recorded() == []
 
 
+def test_a_set_that_a_newer_program_wrote_is_refused(tmp_path):
+    results = ResultSet(tmp_path)
+    results.create()
+    results.write("a", _row(), [], [])
+    path = tmp_path / "engines/a.parquet"
+    newer = pq.read_table(path, partitioning=None).replace_schema_metadata({b"schema_version": b"99"})
+    pq.write_table(newer, path)
+    with pytest.raises(StoreError, match=r"a\.parquet: written with schema 99"):
+        results.recorded()
+
+
+@pytest.mark.parametrize("table", ["engines", "workloads"])
+def test_a_broken_file_of_any_table_is_named_in_the_summary(tmp_path, table):
+    results = ResultSet(tmp_path)
+    results.create()
+    (tmp_path / table / "b.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(StoreError, match=r"b\.parquet: not a readable " + table):
+        results.rows(table)
+
+
 def test_a_file_that_is_not_parquet_is_named(tmp_path):
     results = ResultSet(tmp_path)
     results.create()

@@ -12,7 +12,8 @@ def _row(run_id, **changes):
     row = dict.fromkeys(table_schema("engines").names)
     return row | {
         "run_id": run_id, "model": "tiny-llama", "quantization": "fp32", "status": "ok", "flags": [], "repeat": 0,
-        "device_kind": "cpu", "device_name": "some CPU", "started_unix_s": 1.0, "kv_pool_mode": "fixed", "launcher": "warm",
+        "device_kind": "cpu", "device_name": "some CPU", "started_unix_s": 1.0, "kv_pool_mode": "fixed",
+        "launcher": "warm",
         "weights_bytes": 50 * 2**20, "kv_cache_bytes": 128 * 2**20, "tree_pss_peak_bytes": 2**30, "startup_s": 3.0,
         "effective_max_num_seqs": 16, "effective_max_num_batched_tokens": 1024, "kv_cache_tokens": 16256,
     } | changes  # fmt: skip

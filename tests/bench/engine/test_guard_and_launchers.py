@@ -70,6 +70,47 @@ def test_a_killed_harness_leaves_no_engine_no_guard_and_no_scratch(tmp_path):
     assert _eventually(lambda: not Path(f"/proc/{guard}").exists() or "Z" in Path(f"/proc/{guard}/stat").read_text())
 
 
+SEGMENT = """
+import time
+from multiprocessing import resource_tracker, shared_memory
+resource_tracker.register = lambda *_: None
+segment = shared_memory.SharedMemory(create=True, size=4096)
+print(segment.name, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_guard_unlinks_what_only_the_engine_mapped_of_shared_memory():
+    command = [sys.executable, "-c", SEGMENT]
+    engine = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    name = engine.stdout.readline().strip().lstrip("/")
+    assert Path("/dev/shm", name).exists()
+    guard = Guard()
+    guard.watch(engine.pid)
+    guard.close()
+    engine.wait()
+    assert not Path("/dev/shm", name).exists()
+
+
+def test_a_guard_that_was_killed_is_replaced_and_knows_what_was_watched():
+    process = _session("import time; time.sleep(60)")
+    guard = Guard()
+    guard.watch(process.pid)
+    guard._process.kill()
+    guard._process.wait()
+    guard.watch(2**22 + 1)  # any next message finds the pipe broken
+    guard.forget(2**22 + 1)
+    guard.close()
+    assert process.wait(timeout=10) == -signal.SIGKILL
+
+
+def test_closing_a_dead_guard_is_no_error():
+    guard = Guard()
+    guard._process.kill()
+    guard._process.wait()
+    guard.close()
+
+
 def test_a_forgotten_session_is_left_alone_by_the_guard():
     process = _session("import time; time.sleep(60)")
     guard = Guard()
