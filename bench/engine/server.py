@@ -31,8 +31,8 @@ class Server:
             return False
 
     def call_workers(self, method: str, args: list[str] | None = None, timeout_s: float = 10.0) -> list[Any]:
-        """One probe method on every worker. It takes milliseconds when the engine idles, and blocks its steps, so do not
-        call it under load; an engine whose core died lets it hang."""
+        """One probe method on every worker: milliseconds when the engine idles, and it blocks its steps, so do not call
+        it under load. An engine whose core died lets it hang."""
         body = {"method": method, "args": args or []}
         status, text = self._request("POST", "/collective_rpc", body, timeout_s)
         if status != 200:

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def bench():
     """`bench("sweep=cpu", ...)` -> CompletedProcess with text output."""
 
-    def run(*words: str, timeout_s: float = 400, **env: str) -> subprocess.CompletedProcess:
-        _wait_for_the_device()
+    def run(*words: str, timeout_s: float = 400, wait: bool = True, **env: str) -> subprocess.CompletedProcess:
+        if wait:
+            _wait_for_the_device()
         return subprocess.run(
             [sys.executable, "-m", "bench", *words], cwd=ROOT, env=os.environ | env, capture_output=True, text=True,
             timeout=timeout_s,

@@ -219,7 +219,7 @@ def test_two_sweeps_on_one_device_do_not_run_at_once(bench, tmp_path):
     from bench.engine.gate import device_lock
 
     with device_lock("cpu"):
-        done = bench(*POINT, f"paths.results={tmp_path}", "set=x")
+        done = bench(*POINT, f"paths.results={tmp_path}", "set=x", wait=False)
     assert done.returncode == 1
     assert "another sweep" in done.stderr and str(os.getpid()) in done.stderr
     assert _rows(tmp_path / "x") == []
