@@ -61,7 +61,7 @@ def weight_tensors(
         quantization_config: the block to apply; left out, the one in `config`; None, none at all.
         max_model_len: accepted because a caller has it; no tensor of the registered architectures depends on
         it.
-        vllm_version: GPTQ tensors differ before 0.30.
+        vllm_version: GPTQ tensors differ before 0.30, MXFP4 experts before 0.20.
         platform: `cuda` or `cpu`; MXFP4 experts are padded to what the platform's kernel takes.
 
     Raises:
