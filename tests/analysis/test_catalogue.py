@@ -23,7 +23,7 @@ PUBLISHED = {
     "gemma-2-2b": 2.614, "gemma-2-9b": 9.242, "gemma-2-27b": 27.227, "gemma-3-4b": 4.300, "gemma-3-12b": 12.187,
     "gemma-3-27b": 27.432, "gemma-7b": 8.538, "gpt-oss-20b": 20.915, "granite-3.1-2b": 2.534,
     "granite-3.1-8b": 8.171, "granite-3.3-8b": 8.171, "kimi-dev-72b": 72.706, "qwen2.5-72b": 72.706,
-    "llama-3.3-70b": 70.554, "mixtral-8x7b": 46.703, "phi-4": 14.660,
+    "llama-3.3-70b": 70.554, "mixtral-8x7b": 46.703, "phi-4": 14.660, "phi-2": 2.780,
 }  # fmt: skip
 
 
@@ -103,6 +103,7 @@ def test_gptq_names_its_layers() -> None:
         named = catalogue.load_quantization(name).config["modules_in_block_to_quantize"][0]
         assert {part.split(".")[-1] for part in named} == {
             "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj",
+            "dense", "fc1", "fc2",
         }  # fmt: skip
 
 

@@ -140,7 +140,7 @@ def test_kv_blocks_and_tokens_of_public_h100_starts() -> None:
     assert hybrids >= 8
 
 
-AS_PUBLISHED = ("google/gemma-3-4b-it", "microsoft/Phi-4-mini-instruct", "openai/gpt-oss-20b")
+AS_PUBLISHED = ("google/gemma-3-4b-it", "microsoft/Phi-4-mini-instruct", "microsoft/phi-2", "openai/gpt-oss-20b")
 """A few whole shapes beside the small ones: transformers takes seconds for each of the large mixtures."""
 
 COUNT = """
