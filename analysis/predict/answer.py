@@ -45,7 +45,10 @@ def predict(request: Request, facts: Source = of_arithmetic) -> Prediction:
     except (TypeError, AttributeError, KeyError, IndexError, ArithmeticError) as broken:
         # Anything may stand in a config.json; the fields that matter are checked one by one, the rest ends here.
         raise RequestError(f"{_source(model)} holds a value of a kind that no model has: {broken}") from broken
-    return _Case(request, model, settings, ranks, notes).answer()
+    try:
+        return _Case(request, model, settings, ranks, notes).answer()
+    except OverflowError as huge:
+        raise RequestError(f"a value of the request or of {_source(model)} is too large to count: {huge}") from None
 
 
 def _source(model: Model) -> str:

@@ -67,6 +67,8 @@ def _inline(config: Mapping[str, Any]) -> Model:
 @lru_cache(maxsize=4096)
 def _named(name: str, revision: str | None) -> Model:
     path = Path(name).expanduser()
+    if max(map(len, name.split("/"))) > 255 or len(name) > 4095:
+        raise RequestError(f"model {name[:40]!r}... is longer than any name or path can be")
     if path.is_dir() or name.endswith(".json") or name.startswith(("/", "./", "../", "~")):
         return _local(path, name)
     if name in _catalogue_names():

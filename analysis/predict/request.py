@@ -19,6 +19,9 @@ class RequestError(ValueError):
 AUTO_LENGTH = -1
 """max_model_len that vLLM fits to the memory it finds (`--max-model-len auto`)."""
 
+MOST_DIGITS = 100
+"""Of a number as text; what is longer is a mistake, and neither int() nor float() takes any length."""
+
 _DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -27,6 +30,8 @@ def human_integer(field: str, text: str) -> int:
     """`4096`, `1k` (1000), `1K` (1024), `25.6k`: as vLLM reads such a flag (utils/argparse_utils.py:
     `human_readable_int`). Raises RequestError."""
     stripped = text.strip()
+    if len(stripped) > MOST_DIGITS:
+        raise RequestError(f"{field} is {stripped[:12]}... of {len(stripped)} characters; no real number has as many")
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT])", stripped)
     if found is None:
         if re.fullmatch(r"[+-]?\d+", stripped):
@@ -151,6 +156,10 @@ def _real(above: float, at_most: float | None = None, *, zero: bool = False) -> 
                 raise RequestError(f"{field} is {value!r}, not a number") from None
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             raise RequestError(f"{field} is {value!r}, not a number")
+        try:
+            value = float(value)
+        except OverflowError:  # a whole number of more than 308 digits
+            raise RequestError(f"{field} is too large") from None
         if not (value > above or (zero and value == above)) or value == float("inf"):
             raise RequestError(f"{field} is {value:g}; it must be {'at least' if zero else 'above'} {above:g}")
         if at_most is not None and value > at_most:
@@ -247,7 +256,7 @@ _COMMAND_CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **_CHECKS,
     "revision": _text,
     "num_gpu_blocks_override": _whole(),
-    "cpu_offload_gib": _real(0.0, zero=True),
+    "cpu_offload_gib": _real(0.0, 2.0**20, zero=True),
     "cudagraph_mode": lambda field, value: _chosen(*_MODES)(field, str(value).upper()),
     "cudagraph_capture_sizes": _sizes,
     "max_cudagraph_capture_size": _whole(at_most=2**16),

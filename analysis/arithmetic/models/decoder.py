@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from analysis.arithmetic import rope
+from analysis.arithmetic.errors import MalformedConfig
 from analysis.arithmetic.fields import Fields, head_dim
 from analysis.arithmetic.layout import (
     Array,
@@ -103,6 +104,8 @@ def attention(fields: Fields, shard: Shard, traits: Traits, prefix: str, layer: 
     heads = fields.integer("num_attention_heads")
     kv = kv_heads(fields, traits)
     size = head_dim(fields, required=traits.head_dim_required)
+    if heads % kv:
+        raise MalformedConfig("num_key_value_heads", f"is {kv}; {heads} attention heads cannot share them evenly")
     rank_heads = shard.split(heads, "num_attention_heads")
     rank_kv = shard.kv_heads(kv) * size
     outputs = (

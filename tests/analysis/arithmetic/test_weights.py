@@ -284,6 +284,7 @@ def test_a_missing_field_of_a_mixture_is_named(field: str) -> None:
         ({"vocab_size": -1}, "vocab_size"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ({"num_attention_heads": 30, "hidden_size": 4096}, "hidden_size"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads"),
         ({"rope_scaling": {"type": "mystery", "factor": 2.0}}, "rope_scaling"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor"),
         ({"rope_scaling": "linear"}, "rope_scaling"),
