@@ -77,8 +77,8 @@ def cpu_fp8() -> str:
     """The FP8 format, dynamically scaled, that vLLM's CPU engine runs at a usable speed on this processor.
 
     With AMX it has a kernel for 128x128 blocks, while torch takes scales per channel through oneDNN's reference
-    implementation, at 1.5 s a token for a model of 13 M parameters; without AMX there is no block kernel, and
-    torch's own path for scales per channel is fast.
+    implementation, at about 4 s a decode step for a model of 13 M parameters; without AMX there is no block kernel,
+    and torch's own path for scales per channel is fast.
     """
     return "fp8-block" if "amx_tile" in _cpu_info()[1] else "fp8-dynamic"
 
