@@ -38,7 +38,15 @@ from bench.load.spec import LoadSpec
 from bench.progress import Progress
 from bench.record.store import ResultSet
 from bench.request import Request
-from bench.rows import as_json, pss_when_ready, request_columns, sample_rows, telemetry_columns, workload_columns
+from bench.rows import (
+    as_json,
+    pss_when_ready,
+    request_columns,
+    sample_rows,
+    telemetry_columns,
+    workload_columns,
+    workload_telemetry,
+)
 from bench.telemetry import throttle
 from bench.telemetry.engine_cgroup import EngineCgroup
 from bench.telemetry.sampler import Sampler, read_samples
@@ -140,7 +148,6 @@ class EngineStart:
         self.launched_unix_s = self.ready_unix_s = 0.0
         self.process: EngineProcess | None = None
         self.server: Server | None = None
-        self.loads: list[LoadResult] = []
         self.cgroup = EngineCgroup.create("engine")
         self.shared_memory = shared_memory_names()
 
@@ -152,9 +159,8 @@ class EngineStart:
         names = gpu_names(cfg.device) if self.request.device_kind == "cuda" else ()
         gpus = [int(name) if name.isdecimal() else name for name in names]
         sampler = Sampler(self.scratch / "telemetry", gpus, cfg.telemetry.hz, cfg.telemetry.pss_hz)
-        cgroup = self.cgroup
         try:
-            with cgroup, sampler:
+            with self.cgroup, sampler:
                 self.phase(sampler, "gate")
                 if not self.gate("before"):
                     return
@@ -228,7 +234,7 @@ class EngineStart:
         self.cgroup.add(self.process.pid)
         sampler.watch(self.process.pid, self.process.session_id, self.cgroup.path)
         self.server = Server(port)
-        self.row["startup_s"] = wait_ready(self.process, self.server, engine.startup_timeout_s, lambda: None)
+        self.row["startup_s"] = wait_ready(self.process, self.server, engine.startup_timeout_s)
         self.ready_unix_s = time.time()
         self.phase(sampler, "ready")
 
@@ -288,8 +294,7 @@ class EngineStart:
         self.phase(sampler, f"load:{point.name}")
         result = self.load(spec, point)
         self.phase(sampler, "ready")
-        self.loads.append(result)
-        row |= workload_columns(result, None) | {"started_unix_s": result.started_unix_s}
+        row |= workload_columns(result) | {"started_unix_s": result.started_unix_s}
         row |= self.worker_peaks()
         row["status"] = "ok" if result.completed == spec.num_requests else "failed"
         self.row["flags"] += [f for f in result.flags if f not in _DESIGN_FLAGS and f not in self.row["flags"]]
@@ -425,8 +430,9 @@ class EngineStart:
         telemetry = sampler.stop()
         self.row |= telemetry_columns(telemetry)
         self.row["warnings"] += [error for error in telemetry.errors if error not in self.row["warnings"]]
-        for row, result in zip(self.outcome.workloads, self.loads, strict=False):
-            row |= workload_columns(result, telemetry.phases.get(f"load:{row['workload']}"))
+        for row in self.outcome.workloads:
+            if seen := telemetry.phases.get(f"load:{row['workload']}"):
+                row |= workload_telemetry(seen)
         peaks = [row.get("activation_peak_bytes") for row in self.outcome.workloads]
         self.row["runtime_activation_peak_bytes"] = max((p for p in peaks if p is not None), default=None)
         rss = [row.get("worker_rss_peak_bytes") for row in self.outcome.workloads]

@@ -91,8 +91,8 @@ def merged_load(telemetry: TelemetrySummary) -> list[PhasePeaks]:
     return [peaks for name, peaks in telemetry.phases.items() if name.startswith("load:")]
 
 
-def workload_columns(result: LoadResult, peaks: PhasePeaks | None) -> dict[str, Any]:
-    """One workload on a live engine."""
+def workload_columns(result: LoadResult) -> dict[str, Any]:
+    """What the client and the engine's own counters say of one workload."""
     row: dict[str, Any] = {
         "pattern": "closed_loop",
         "completed": result.completed,
@@ -121,15 +121,18 @@ def workload_columns(result: LoadResult, peaks: PhasePeaks | None) -> dict[str, 
         row |= getattr(result, f"{name}_s").columns(name)
     for surplus in ("ttft_count", "tpot_count", "e2e_count"):
         row.pop(surplus)
-    if peaks:
-        row |= {
-            "device_memory_peak_bytes": peaks.device_memory_peak_bytes,
-            "process_memory_peak_bytes": peaks.process_memory_peak_bytes,
-            "tree_pss_peak_bytes": peaks.tree_pss_peak_bytes,
-            "power_mean_w": peaks.power_mean_w,
-            "energy_j": peaks.energy_j,
-        }
     return row
+
+
+def workload_telemetry(peaks: PhasePeaks) -> dict[str, Any]:
+    """What the sampler saw during one workload; known only when the whole run has stopped."""
+    return {
+        "device_memory_peak_bytes": peaks.device_memory_peak_bytes,
+        "process_memory_peak_bytes": peaks.process_memory_peak_bytes,
+        "tree_pss_peak_bytes": peaks.tree_pss_peak_bytes,
+        "power_mean_w": peaks.power_mean_w,
+        "energy_j": peaks.energy_j,
+    }
 
 
 def pss_when_ready(samples: Iterable[Sample]) -> int | None:

@@ -14,7 +14,6 @@ from bench import environment
 from bench.engine.gate import device_lock, end_orphans
 from bench.engine.guard import Guard
 from bench.engine.launchers import Launchers
-from bench.errors import BenchError
 from bench.measure import measure
 from bench.progress import Progress
 from bench.record.store import Recorded, ResultSet, StoreError
@@ -212,5 +211,3 @@ def _shown(path: Path) -> Path:
         return path.resolve().relative_to(Path.cwd())
     return path
 
-
-__all__ = ["BenchError", "Runner", "latest"]

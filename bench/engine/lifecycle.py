@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.engine.base import EngineProcess, ExitStatus
@@ -35,8 +34,8 @@ class StopReport:
     survivors: tuple[int, ...]
 
 
-def wait_ready(process: EngineProcess, server: Server, timeout_s: float, tick: Callable[[], None]) -> float:
-    """Seconds until /health answered. Raises `StartFailed`. `tick` is called between polls."""
+def wait_ready(process: EngineProcess, server: Server, timeout_s: float) -> float:
+    """Seconds until /health answered. Raises `StartFailed`."""
     began = time.monotonic()
     while True:
         status = process.poll()
@@ -46,7 +45,6 @@ def wait_ready(process: EngineProcess, server: Server, timeout_s: float, tick: C
             return time.monotonic() - began
         if time.monotonic() - began > timeout_s:
             raise StartFailed(None, timed_out=True)
-        tick()
         time.sleep(POLL_S)
 
 

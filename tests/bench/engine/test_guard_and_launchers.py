@@ -152,7 +152,7 @@ def _launched(code, tmp_path, monkeypatch):
 def test_an_engine_that_ends_before_it_is_ready_fails_at_once(monkeypatch, tmp_path):
     process = _launched("raise SystemExit(3)", tmp_path, monkeypatch)
     with pytest.raises(StartFailed) as failed:
-        wait_ready(process, Server(free_port()), timeout_s=30, tick=lambda: None)
+        wait_ready(process, Server(free_port()), timeout_s=30)
     assert failed.value.exit_status == ExitStatus(3, None) and not failed.value.timed_out
 
 
@@ -160,7 +160,7 @@ def test_an_engine_that_hangs_times_out(monkeypatch, tmp_path):
     process = _launched("import time; time.sleep(60)", tmp_path, monkeypatch)
     began = time.monotonic()
     with pytest.raises(StartFailed) as failed:
-        wait_ready(process, Server(free_port()), timeout_s=0.5, tick=lambda: None)
+        wait_ready(process, Server(free_port()), timeout_s=0.5)
     assert failed.value.timed_out and failed.value.exit_status is None
     assert time.monotonic() - began < 10
     stop(process, timeout_s=1)
