@@ -73,7 +73,7 @@ GPUS: tuple[Gpu, ...] = (
     _gpu("t4", "Tesla T4", 14.56, 15360, (7, 5), _OOM, "t4-16gb"),
     _gpu("v100-32gb", "Tesla V100-SXM2-32GB", 31.73, 32768, (7, 0), _OOM, "v100-sxm2-32gb"),
     _gpu("rtx-pro-6000", "NVIDIA RTX PRO 6000 Blackwell", 94.97, 97887, (12, 0), f"{_OOM} (94.96 to 94.98)",
-         "rtx-pro-6000-blackwell", "rtx-pro-6000-96gb", "rtx-pro-6000-blackwell-server-edition",
+         "rtx-pro-6000-blackwell", "rtx-pro-6000-96gb", "96gb", "rtx-pro-6000-blackwell-server-edition",
          "rtx-pro-6000-blackwell-workstation-edition"),
     _gpu("rtx-6000-ada", "NVIDIA RTX 6000 Ada Generation", 47.40, 49140, (8, 9), f"{_OOM} (47.40 to 47.50)",
          "rtx-6000-ada-generation", "6000-ada"),

@@ -129,3 +129,29 @@ SCENARIO_LIST: tuple[Scenario, ...] = (
     Scenario("fp16-pair", ("deepseek-coder-33b", "bf16", 75), ("mistral-7b", "bf16", 25), False, False),
     Scenario("8-bit-pair", ("deepseek-coder-33b", "int8-w8a8", 60), ("mistral-7b", "int8-w8a8", 28), True, False),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """One line of the guide's closing table, for its 96 GB card. `requests` is the number of concurrent requests that
+    the scenario of the same models promises per model, (least, most), None where it promises none or no end."""
+
+    name: str
+    models: tuple[tuple[str, str], ...]
+    total_gb: float
+    headroom_gb: float
+    fits: bool
+    requests: tuple[int | None, int | None] = (None, None)
+
+
+SUMMARY = "Summary Table"
+SUMMARY_ROWS: tuple[SummaryRow, ...] = (
+    SummaryRow("Recommended", (("deepseek-coder-33b", "awq"), ("mistral-7b", "awq")), 70, 26, True, (8, None)),
+    SummaryRow("Large General", (("deepseek-coder-33b", "awq"), ("qwen2.5-14b", "awq")), 80, 16, True, (4, 6)),
+    SummaryRow("Qwen Family", (("qwen2.5-coder-32b", "awq"), ("qwen2.5-7b", "bf16")), 68, 28, True, (8, 10)),
+    SummaryRow("Budget FP16", (("deepseek-coder-33b", "bf16"), ("mistral-7b", "bf16")), 100, -4, False),
+    SummaryRow("8-bit Both", (("deepseek-coder-33b", "int8-w8a8"), ("mistral-7b", "int8-w8a8")), 88, 8, True),
+    SummaryRow("Single Model", (("deepseek-coder-33b", "awq"),), 50, 46, True),
+)
+"""Memory in GB of 10^9 bytes. The guide writes no format beside its Qwen2.5 7B, and gives it 18 GB; it is taken as
+unquantized."""

@@ -283,6 +283,8 @@ class _Case:
             fixed_pool=pool.basis == "exact",
             kv_pool=pool,
             kv_cache_blocks=self.blocks(pool.value),
+            kv_block_bytes=self.plan.bytes_per_block,
+            kv_blocks_per_request=self.blocks_per_request,
             kv_cache_tokens=_each(pool, self.tokens),
             full_length_requests=_each(pool, self.requests),
             device_peak=peak,

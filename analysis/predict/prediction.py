@@ -61,6 +61,8 @@ class Prediction:
     fixed_pool: bool
     kv_pool: Estimate
     kv_cache_blocks: int
+    kv_block_bytes: int
+    kv_blocks_per_request: int
     kv_cache_tokens: Estimate
     full_length_requests: Estimate
     device_peak: Estimate
