@@ -1,0 +1,153 @@
+"""What a set of settings takes of the memory that ran out, so that two of them can be compared.
+
+Only differences are used: an error that a prediction makes on both sides of a change falls out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from analysis import gpus
+from analysis.arithmetic import ArithmeticRefusal, expected_loaded_bytes, kv_bytes_per_token
+from analysis.catalogue import CatalogueError, compose, load_quantization
+from analysis.diagnose.case import Case
+from analysis.predict.answer import predict
+from analysis.predict.prediction import Prediction
+from analysis.predict.request import Request, RequestError
+
+GIB = 2**30
+
+Settings = Mapping[str, Any]
+"""Fields as the row names them: max_num_seqs, max_num_batched_tokens, enforce_eager, gpu_memory_utilization,
+kv_cache_memory_bytes, max_model_len, kv_cache_dtype, quantization (a catalogue name), cpu_offload_gb."""
+
+
+class Unpredictable(ValueError):
+    """No prediction for these settings; the sentence says why."""
+
+
+class Terms(Protocol):
+    """How much memory settings take, where it ran out."""
+
+    def lacking(self, settings: Settings) -> float:
+        """Bytes by which `settings` are predicted to exceed what is there; below 0 where they leave some. Raises
+        Unpredictable."""
+
+    def starts(self, settings: Settings) -> str:
+        """Empty where the settings are predicted to start, else what would stop them then."""
+
+
+def terms_of(case: Case) -> Terms:
+    """Raises Unpredictable for a row without a configuration."""
+    if case.config is None:
+        raise Unpredictable("the row holds no config.json, so nothing can be predicted of another setting")
+    return CpuTerms(case) if case.on_cpu else CudaTerms(case)
+
+
+@dataclass(frozen=True)
+class CudaTerms:
+    """By the calibrated prediction."""
+
+    case: Case
+
+    def lacking(self, settings: Settings) -> float:
+        found = self._prediction(settings)
+        free = found.settings.device.total_bytes - found.context.value
+        need = {
+            # The start check compares the budget with what is free.
+            "init_device": found.budget_bytes - free,
+            "load": found.weights_bytes - free,
+            "profile": found.weights_bytes + found.non_torch.value + found.activation.value - free,
+            "graph_capture": found.device_peak.value - found.settings.device.total_bytes,
+            "runtime": found.device_peak.value - found.settings.device.total_bytes,
+        }.get(self.case.phase)
+        if need is not None and self.case.cause != "max_model_len_exceeds_kv":
+            return need
+        if found.fixed_pool:  # what is given in bytes is not checked against the budget, only against the device
+            return found.weights_bytes + found.non_torch.value + found.kv_pool.value - free
+        if self.case.cause == "max_model_len_exceeds_kv":
+            return found.kv_blocks_per_request * found.kv_block_bytes - found.kv_pool.value
+        return found.kv_block_bytes - found.kv_pool.value
+
+    def starts(self, settings: Settings) -> str:
+        found = self._prediction(settings)
+        return found.reason if found.verdict == "does_not_start" else ""
+
+    def _prediction(self, settings: Settings) -> Prediction:
+        row = self.case.row
+        total = row.get("init_total_bytes") or row.get("device_memory_total_bytes")
+        try:
+            config = _config(self.case, settings)
+            asked: dict[str, Any] = {
+                "gpu": _card(row), "gpu_total_gib": total / GIB if total else None,
+                "vllm_version": row.get("vllm_version"), "config": config,
+                "tensor_parallel_size": row.get("tensor_parallel_size"),
+                "pipeline_parallel_size": row.get("pipeline_parallel_size"), "block_size": row.get("block_size"),
+                **{name: settings.get(name) for name in _PREDICTED},
+            }  # fmt: skip
+            request = Request.of({name: value for name, value in asked.items() if value not in (None, "auto")})
+            if offload := settings.get("cpu_offload_gb"):
+                import dataclasses
+
+                request = dataclasses.replace(request, cpu_offload_gib=float(offload))
+            return predict(request)
+        except (RequestError, CatalogueError) as refused:
+            raise Unpredictable(str(refused)) from None
+
+
+_PREDICTED = (
+    "max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization", "kv_cache_memory_bytes",
+    "kv_cache_dtype", "enforce_eager",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CpuTerms:
+    """By arithmetic: on a CPU engine the pool is given in bytes, and what else there is does not depend on settings
+    before the first request."""
+
+    case: Case
+
+    def lacking(self, settings: Settings) -> float:
+        row, config = self.case.row, _config(self.case, settings)
+        dtype = settings.get("dtype")
+        try:
+            pool = float(settings.get("kv_cache_memory_bytes") or 0)
+            if self.case.cause == "max_model_len_exceeds_kv":
+                length = settings.get("max_model_len") or 1
+                kv = kv_bytes_per_token(config, dtype=dtype, kv_dtype=settings.get("kv_cache_dtype") or "auto")
+                return kv * length - pool
+            weights = expected_loaded_bytes(
+                config, platform="cpu", dtype=dtype, max_model_len=settings.get("max_model_len"),
+                vllm_version=str(row.get("vllm_version") or ""),
+            ).bytes  # fmt: skip
+        except ArithmeticRefusal as refused:
+            raise Unpredictable(str(refused)) from None
+        return weights + pool - float(row.get("device_memory_total_bytes") or 0)
+
+    def starts(self, settings: Settings) -> str:
+        """A pool that is too small for one request would stop the start as surely as one that is too large."""
+        pool, length = settings.get("kv_cache_memory_bytes"), settings.get("max_model_len")
+        if not pool or not length:
+            return ""
+        config = _config(self.case, settings)
+        kv = kv_bytes_per_token(config, dtype=settings.get("dtype"), kv_dtype=settings.get("kv_cache_dtype") or "auto")
+        need = kv * length
+        return "" if need <= pool else f"one request of {length} tokens needs {need / GIB:.2f} GiB of KV cache"
+
+
+def _config(case: Case, settings: Settings) -> dict[str, Any]:
+    config = case.config or {}
+    wanted = settings.get("quantization")
+    if wanted is None or wanted == case.row.get("quantization"):
+        return config
+    try:
+        return compose(config, load_quantization(str(wanted)))
+    except CatalogueError as unknown:
+        raise Unpredictable(str(unknown)) from None
+
+
+def _card(row: Mapping[str, Any]) -> str:
+    return gpus.of_device(row.get("device_name"), row.get("device_memory_total_bytes"))

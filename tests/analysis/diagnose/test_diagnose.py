@@ -1,0 +1,183 @@
+"""Failed starts as rows, and the ladder of changes: order, sufficiency, honesty about what is not known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from analysis.catalogue import compose, load_model, load_quantization
+from analysis.cli import main
+from analysis.diagnose.case import MEMORY_CAUSES, Case, NotForMemory
+from analysis.diagnose.ladder import first_working, ladder
+from analysis.diagnose.terms import CpuTerms, CudaTerms, Unpredictable
+
+GIB = 2**30
+
+
+WEIGHTS = {"qwen2.5-14b": 27.5 * GIB, "deepseek-coder-33b": 62 * GIB, "llama-3.3-70b": 131 * GIB, "tiny-llama": 5e7}
+
+
+def row(model="qwen2.5-14b", quantization="bf16", *, cpu=False, **columns):
+    config = compose(load_model(model), load_quantization(quantization))
+    made = {
+        "run_id": "p-r0-1", "status": "failed", "failure_phase": "kv_allocation", "failure_cause": "no_kv_memory",
+        "failure_sentence": "No available memory for the cache blocks", "model": model, "quantization": quantization,
+        "dtype": config["torch_dtype"], "model_config_json": json.dumps(config),
+        "device_kind": "cpu" if cpu else "cuda",
+        "device_name": "Test CPU" if cpu else "NVIDIA L40S", "device_memory_total_bytes": 24 * GIB if cpu else None,
+        "vllm_version": "0.32.0", "max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_model_len": 8192,
+        "enforce_eager": False, "kv_cache_dtype": "auto", "tensor_parallel_size": 1, "pipeline_parallel_size": 1,
+        "cpu_offload_gb": 0.0, "expected_weights_bytes": int(WEIGHTS[model]),
+    }  # fmt: skip
+    return {**made, **columns}
+
+
+@pytest.mark.parametrize("cause", ["missing_kernel", "timeout", "bad_checkpoint"])
+def test_what_is_no_matter_of_memory_is_not_diagnosed_as_one(cause):
+    with pytest.raises(NotForMemory, match=cause):
+        Case.of_row(row(failure_cause=cause))
+    with pytest.raises(NotForMemory, match="did not fail"):
+        Case.of_row(row(status="ok", failure_cause=None))
+
+
+@pytest.mark.parametrize("cause", MEMORY_CAUSES)
+def test_every_cause_of_memory_gets_a_ladder(cause):
+    assert ladder(Case.of_row(row(failure_cause=cause, shortfall_bytes=GIB // 4)))
+
+
+def test_rungs_come_in_the_order_of_least_harm():
+    names = [rung.name for rung in ladder(Case.of_row(row(shortfall_bytes=GIB // 4)))]
+    order = [
+        "fewer sequences", "fewer batched tokens", "no CUDA graphs", "another share of the card", "shorter requests",
+        "fp8 KV cache", "smaller weights", "weights in host memory",
+    ]  # fmt: skip
+    assert names == order
+
+
+def test_a_working_rung_gains_the_shortfall_and_is_the_smallest_that_does():
+    case = Case.of_row(row(shortfall_bytes=GIB // 4, failure_phase="graph_capture", failure_cause="out_of_memory"))
+    terms = CudaTerms(case)
+    before = {name: case.row[name] for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len",
+              "kv_cache_dtype", "enforce_eager", "quantization")}  # fmt: skip
+    tried = 0
+    for rung in ladder(case):
+        if not rung.works:
+            continue
+        assert rung.gain_bytes >= case.shortfall_bytes + case.margin_bytes
+        assert terms.lacking(before) - terms.lacking({**before, **rung.settings}) == pytest.approx(rung.gain_bytes)
+        if "gpu_memory_utilization" in rung.settings:
+            tried += 1
+            gentler = {"gpu_memory_utilization": round(rung.settings["gpu_memory_utilization"] + 0.01, 2)}
+            gain = terms.lacking(before) - terms.lacking({**before, **gentler})
+            assert gain < case.shortfall_bytes + case.margin_bytes
+    assert tried
+
+
+def test_the_share_goes_up_for_the_kv_cache_and_down_for_what_lies_beside_the_budget():
+    def share(**columns):
+        rungs = ladder(Case.of_row(row(shortfall_bytes=GIB // 2, **columns)))
+        return next(r for r in rungs if r.name == "another share of the card").settings["gpu_memory_utilization"]
+
+    assert share() > 0.92
+    assert share(failure_phase="graph_capture", failure_cause="out_of_memory") < 0.92
+    assert share(failure_phase="init_device", failure_cause="insufficient_free_memory") < 0.92
+
+
+def test_shorter_requests_never_refuse_the_rows_own_workload():
+    request = {"workload": {"points": [{"input_tokens": 6000, "output_tokens": 500}]}}
+    case = Case.of_row(row(
+        failure_cause="max_model_len_exceeds_kv", shortfall_bytes=8 * GIB, request_json=json.dumps(request)
+    ))  # fmt: skip
+    shorter = next(rung for rung in ladder(case) if rung.name == "shorter requests")
+    assert shorter.settings["max_model_len"] == 6500
+    assert not shorter.works
+
+
+def test_weights_that_do_not_fit_are_answered_by_smaller_weights():
+    # 62 GiB of weights on 44: only 4-bit weights, or most of them in host memory, can help.
+    rungs = ladder(Case.of_row(row(
+        "deepseek-coder-33b", failure_phase="load", failure_cause="out_of_memory", shortfall_bytes=GIB,
+        quantization="bf16",
+    )))  # fmt: skip
+    best = first_working(rungs)
+    assert best is not None
+    assert best.settings == {"quantization": "fp8"} or best.settings == {"quantization": "awq"}
+    gentle = [rung for rung in rungs if rung.name in ("fewer sequences", "fewer batched tokens")]
+    assert gentle and not any(rung.works for rung in gentle), "no number of sequences shrinks the weights"
+
+
+def test_where_no_single_change_is_enough_the_gentlest_pair_is():
+    # 4-bit weights leave too little for one request of 32768 tokens; a share of 0.98 is not enough for it either.
+    rungs = ladder(Case.of_row(row(
+        "llama-3.3-70b", failure_phase="load", failure_cause="out_of_memory", max_model_len=32768
+    )))  # fmt: skip
+    assert not any(rung.works for rung in rungs[:-1])
+    best = rungs[-1]
+    assert best.works and best.settings["quantization"] == "awq" and len(best.settings) == 2
+    assert "+" in best.name
+
+
+def test_a_failure_that_no_change_can_cure_says_so():
+    rungs = ladder(Case.of_row(row(
+        "llama-3.3-70b", failure_phase="load", failure_cause="out_of_memory", device_name="NVIDIA L4",
+    )))  # fmt: skip
+    assert rungs and first_working(rungs) is None
+
+
+def test_no_length_helps_where_there_is_no_memory_for_any_block():
+    names = {rung.name: rung for rung in ladder(Case.of_row(row(shortfall_bytes=GIB // 4)))}
+    assert not names["shorter requests"].works and not names["fp8 KV cache"].works
+
+
+def test_a_cpu_pool_larger_than_memory_is_answered_by_a_pool_that_fits():
+    case = Case.of_row(row(
+        "tiny-llama", "fp32", cpu=True, failure_cause="insufficient_free_memory", shortfall_bytes=40 * GIB,
+        kv_cache_memory_bytes=60 * GIB, max_model_len=1024, max_num_seqs=4, max_num_batched_tokens=256,
+        enforce_eager=True,
+    ))  # fmt: skip
+    rungs = ladder(case)
+    best = first_working(rungs)
+    assert best is not None and best.name == "smaller KV pool"
+    pool = best.settings["kv_cache_memory_bytes"]
+    assert 19 * GIB < pool <= 20 * GIB
+    assert best.overrides() == {"engine.kv_cache_memory_bytes": pool}
+    assert not any(rung.name in ("no CUDA graphs", "fp8 KV cache", "weights in host memory") for rung in rungs)
+    assert CpuTerms(case).starts({"kv_cache_memory_bytes": 1024, "max_model_len": 1024, "dtype": "float32"})
+
+
+def test_a_row_without_a_configuration_is_said_to_be_beyond_prediction():
+    with pytest.raises(Unpredictable, match=r"config\.json"):
+        ladder(Case.of_row(row(model_config_json=None)))
+
+
+@pytest.fixture
+def result_set(tmp_path):
+    from bench.record.store import ResultSet
+
+    results = ResultSet(tmp_path / "set")
+    results.create()
+    failed = row(shortfall_bytes=GIB // 4)
+    fine = {**row(), "run_id": "p-r0-2", "status": "ok", "failure_cause": None, "repeat": 1}
+    other = {**row(failure_cause="missing_kernel"), "run_id": "p-r0-3", "repeat": 2}
+    for made in (failed, fine, other):
+        results.write(made["run_id"], {"point_id": "p", "started_unix_s": 1.0, **made}, [], [])
+    return tmp_path / "set"
+
+
+def test_the_command_answers_what_failed_for_memory_and_counts_the_rest(result_set, capsys):
+    assert main(["diagnose", str(result_set)]) == 0
+    text = capsys.readouterr().out
+    assert "failed at kv_allocation: no_kv_memory, 0.25 GiB short" in text
+    assert "smallest change predicted to work" in text
+    assert "1 more failed for reasons" in text
+    assert main(["diagnose", str(result_set), "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["run_id"] == "p-r0-1" and answer["smallest_change"]
+
+
+@pytest.mark.parametrize("words", [["nowhere"], ["{set}", "--run", "nobody"]])
+def test_a_bad_request_is_one_sentence(words, result_set, capsys):
+    assert main(["diagnose", *(word.format(set=result_set) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
