@@ -1,0 +1,113 @@
+"""Which engine a request goes to, and which configurations are refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bench.errors import BadRequest
+from bench.router.config import RouterConfig
+from bench.router.rules import Asked, Rules
+
+BACKENDS = [
+    {"name": "coder", "url": "http://127.0.0.1:8000", "model": "big"},
+    {"name": "general", "url": "http://127.0.0.1:8001", "model": "small"},
+    {"name": "replica", "url": "http://127.0.0.1:8002", "model": "small"},
+]
+
+
+def rules(*given, default=None, load=lambda name: 0):
+    return Rules(RouterConfig.of({"backends": BACKENDS, "rules": list(given), "default": default}), load)
+
+
+def ask(text="", model=None, task=None):
+    return Asked(task, model, text)
+
+
+def test_the_first_rule_that_answers_decides_and_the_default_takes_the_rest():
+    found = rules(
+        {"kind": "task", "engines": {"code": "coder"}}, {"kind": "keyword", "keywords": {"coder": ["python"]}},
+        default="general",
+    )  # fmt: skip
+    assert found.candidates(ask("write prose", task="code")) == ("coder",)
+    assert found.candidates(ask("a Python script", task="chat")) == ("coder",)
+    assert found.candidates(ask("hello")) == ("general",)
+    assert rules({"kind": "task", "engines": {"code": "coder"}}).candidates(ask("hello")) == ()
+
+
+def test_keywords_are_whole_words():
+    found = rules({"kind": "keyword", "keywords": {"coder": ["code", "c++"]}}, default="general")
+    assert found.candidates(ask("decode this radio signal")) == ("general",)
+    assert found.candidates(ask("Code, please")) == ("coder",)
+    assert found.candidates(ask("in c++ then")) == ("coder",)
+
+
+def test_a_model_is_found_by_engine_name_or_served_model_and_replicas_by_load():
+    loads = {"general": 5, "replica": 2, "coder": 0}
+    found = rules({"kind": "model"}, load=loads.__getitem__)
+    assert list(found.candidates(ask(model="coder"))) == ["coder"]
+    assert list(found.candidates(ask(model="small"))) == ["replica", "general"]
+    assert list(found.candidates(ask(model="unknown"))) == []
+
+
+def test_weights_are_exact_over_every_whole_round():
+    found = rules({"kind": "weighted", "weights": {"coder": 7, "general": 2, "replica": 1}})
+    for _ in range(3):
+        dealt = Counter(found.candidates(ask())[0] for _ in range(10))
+        assert dealt == {"coder": 7, "general": 2, "replica": 1}
+
+
+def test_the_last_message_of_the_user_is_what_counts():
+    chat = {"messages": [
+        {"role": "user", "content": "some python"}, {"role": "assistant", "content": "done"},
+        {"role": "user", "content": [{"type": "text", "text": "and a poem"}]},
+    ]}  # fmt: skip
+    assert Asked.of(chat, None).text == "and a poem"
+    assert Asked.of({"prompt": [1, 2, 3]}, None).text == ""
+    assert Asked.of({"prompt": ["a", "b"]}, None).text == "a\nb"
+    assert Asked.of({"messages": "odd", "model": 3}, None).model is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"backends": []}, "router.backends"),
+        ({"backends": [*BACKENDS, BACKENDS[0]]}, "coder"),
+        ({"backends": [{"name": "a", "url": "ftp://x"}]}, "ftp://x"),
+        ({"backends": [{"name": "a"}]}, "url"),
+        ({"backends": [{"name": "a", "url": "http://x:1", "max_in_flight": 0}]}, "max_in_flight"),
+        ({"backends": ["a"]}, "write keys and values"),
+        ({"rules": [{"kind": "magic"}]}, "magic"),
+        ({"rules": [{"kind": "task"}]}, "needs engines"),
+        ({"rules": [{"kind": "model", "among": ["coder"]}]}, "has no among"),
+        ({"rules": [{"kind": "task", "engines": {"code": "nobody"}}]}, "nobody"),
+        ({"rules": [{"kind": "weighted", "weights": {"coder": -1}}]}, "must be 0 or more"),
+        ({"rules": [{"kind": "weighted", "weights": {"coder": 0}}]}, "above 0"),
+        ({"default": "nobody"}, "nobody"),
+        ({"defualt": "coder"}, "defualt"),
+        ({"queue_timeout_s": 0}, "queue_timeout_s"),
+    ],
+)
+def test_a_bad_configuration_is_one_sentence(change, said):
+    with pytest.raises(BadRequest, match=said) as refused:
+        RouterConfig.of({"backends": BACKENDS, **change})
+    assert "\n" not in str(refused.value)
+
+
+def test_the_example_is_a_configuration():
+    config = RouterConfig.read(Path(__file__).resolve().parents[3] / "conf/router/pair.yaml")
+    assert {one.name for one in config.backends} == {"coder", "general"}
+    found = Rules(config, lambda name: 0)
+    assert found.candidates(ask("explain this SQL")) == ("coder",)
+
+
+@pytest.mark.parametrize("content", ["backends: [", "- a list", "\xff"])
+def test_a_file_that_is_no_configuration_is_one_sentence(content, tmp_path):
+    file = tmp_path / "router.yaml"
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(BadRequest, match=r"router=.*router\.yaml"):
+        RouterConfig.read(file)
+    with pytest.raises(BadRequest, match="cannot be read"):
+        RouterConfig.read(tmp_path / "missing.yaml")
