@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "plan": ("analysis.plan.cli", "several models on one card: shares, headroom, commands"),
     "advise": ("analysis.advise.cli", "rank quantizations and settings for a GPU, a load and an SLO"),
     "diagnose": ("analysis.diagnose.cli", "why a start failed, and the smallest change predicted to work"),
+    "drift": ("analysis.drift.cli", "does memory grow while a load holds: slope, interval, verdict"),
     "tables": ("analysis.tables.cli", "regenerate the calibrated multiplier tables"),
     "audit": ("analysis.audit.cli", "check the guide's claims against the rows"),
     "ingest": ("analysis.ingest.cli", "turn vLLM server logs into rows of a result set"),

@@ -1,0 +1,1 @@
+"""Memory over time: does what an engine holds keep growing while the load stays the same?"""

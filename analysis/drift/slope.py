@@ -1,0 +1,125 @@
+"""The slope of memory over time, with an interval that does not pretend samples are independent, and a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+MIB = 2**20
+LEAST_BYTES_PER_S = MIB / 60
+"""Growth below this is called flat: 1 MiB a minute is 1.4 GiB a day."""
+
+LEAST_BLOCKS, MOST_BLOCKS = 8, 30
+SAMPLES_PER_BLOCK = 4
+CONFIDENCE = 0.95
+
+Verdict = Literal["leak", "levels_off", "flat", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """Bytes a second with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What a series does.
+
+    `whole` is the slope over all of it, `late` over its second half. `growth_bytes` is the last block's level minus the
+    first's. The verdict:
+
+    leak: the second half still grows, by more than `least_bytes_per_s` at the low end of its interval.
+    levels_off: it ends higher than it began, by more than that rate over the whole time and more than its noise, and
+        the second half does not show growth.
+    flat: neither, and the second half's interval ends below a growth worth naming.
+    undecided: the interval of the second half is too wide to say; a longer run narrows it.
+    """
+
+    seconds: float
+    samples: int
+    blocks: int
+    first_bytes: float
+    growth_bytes: float
+    whole: Slope
+    late: Slope
+    least_bytes_per_s: float
+    verdict: Verdict
+
+
+class TooShort(ValueError):
+    """Too few samples for a slope: one sentence with what would do."""
+
+
+def drift(
+    t_s: Sequence[float], size_bytes: Sequence[float], least_bytes_per_s: float = LEAST_BYTES_PER_S
+) -> Drift:
+    """The drift of a series of sizes at times; order does not matter. Raises TooShort.
+
+    Samples follow each other closely and are anything but independent, so the series is cut into blocks of equal
+    time, and only the blocks' medians are used. The slope is Theil and Sen's, the median over all pairs of blocks: one
+    step of an allocator, or one late spike, does not turn it. Its interval (Sen 1968, by Kendall's tau) is widened by
+    sqrt((1+r)/(1-r)) for the lag-1 autocorrelation r that is left between the blocks' residuals, the factor by which
+    an AR(1) series has fewer effective samples.
+    """
+    import numpy as np
+
+    order = np.argsort(np.asarray(t_s, dtype=float), kind="stable")
+    t = np.asarray(t_s, dtype=float)[order]
+    y = np.asarray(size_bytes, dtype=float)[order]
+    kept = np.isfinite(t) & np.isfinite(y)
+    t, y = t[kept], y[kept]
+    count = min(MOST_BLOCKS, t.size // SAMPLES_PER_BLOCK)
+    if count < LEAST_BLOCKS or t[-1] <= t[0]:
+        needed = LEAST_BLOCKS * SAMPLES_PER_BLOCK
+        raise TooShort(f"{t.size} samples of memory are too few for a slope; at least {needed} are needed")
+    edges = np.linspace(t[0], t[-1], count + 1)
+    place = np.clip(np.searchsorted(edges, t, side="right") - 1, 0, count - 1)
+    filled = [k for k in range(count) if (place == k).any()]
+    at = np.array([np.median(t[place == k]) for k in filled])
+    level = np.array([np.median(y[place == k]) for k in filled])
+    if len(filled) < LEAST_BLOCKS:
+        empty = count - len(filled)
+        raise TooShort(f"the samples leave {empty} of {count} parts of the time empty; sample more evenly")
+    half = len(filled) // 2
+    whole, late = _theil_sen(at, level), _theil_sen(at[half:], level[half:])
+    return Drift(
+        seconds=float(t[-1] - t[0]), samples=int(t.size), blocks=len(filled), first_bytes=float(level[0]),
+        growth_bytes=float(level[-1] - level[0]), whole=whole, late=late, least_bytes_per_s=least_bytes_per_s,
+        verdict=_verdict(level, late, least_bytes_per_s, float(t[-1] - t[0])),
+    )  # fmt: skip
+
+
+def _theil_sen(t: Any, y: Any) -> Slope:
+    import numpy as np
+    from scipy import stats
+
+    if np.ptp(y) == 0:
+        return Slope(0.0, 0.0, 0.0)
+    value, intercept, low, high = (float(one) for one in stats.theilslopes(y, t, alpha=CONFIDENCE))
+    residuals = y - (intercept + value * t)
+    spread = float(np.dot(residuals, residuals))
+    r = float(np.dot(residuals[1:], residuals[:-1])) / spread if spread > 0 else 0.0
+    wider = math.sqrt((1 + r) / (1 - r)) if (r := min(r, 0.9)) > 0 else 1.0
+    return Slope(value, value - (value - low) * wider, value + (high - value) * wider)
+
+
+def _verdict(level: Any, late: Slope, least: float, seconds: float) -> Verdict:
+    import numpy as np
+
+    if late.low > least:
+        return "leak"
+    # Levels and not the whole slope: growth that ends early leaves most pairs of blocks flat.
+    settled = level[len(level) // 2 :]
+    noise = float(np.median(np.abs(settled - np.median(settled))))
+    growth = float(np.median(settled) - level[0])
+    if growth > max(least * seconds, 3 * noise):
+        # Where the second half might still grow as fast as the whole did, nothing has been shown.
+        return "levels_off" if late.high < max(growth / seconds, 2 * least) else "undecided"
+    # An interval that reaches far beyond what is worth naming has not shown that there is nothing.
+    return "flat" if late.high <= 5 * least else "undecided"

@@ -1,0 +1,132 @@
+"""Slopes of known series: leaks are found, flat and levelling ones are not accused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from analysis.cli import main
+from analysis.drift.cli import answers, rate
+from analysis.drift.slope import LEAST_BYTES_PER_S, TooShort, drift
+
+MIB = 2**20
+T = np.arange(0, 300, 0.25)
+BASE = 800 * MIB
+
+
+def autocorrelated(rng, size_bytes, correlation=0.98):
+    """Noise that wanders, as memory does."""
+    shocks = rng.normal(0, size_bytes * np.sqrt(1 - correlation**2), T.size)
+    noise = np.empty(T.size)
+    last = 0.0
+    for place, shock in enumerate(shocks):
+        last = correlation * last + shock
+        noise[place] = last
+    return noise
+
+
+def share(verdict, make, trials=100):
+    rng = np.random.default_rng(7)
+    return np.mean([drift(T, make(rng)).verdict == verdict for _ in range(trials)])
+
+
+def test_the_slope_of_a_clean_ramp_is_its_slope():
+    found = drift(T, BASE + 0.1 * MIB * T)
+    assert found.whole.value == pytest.approx(0.1 * MIB, rel=1e-6)
+    assert found.late.value == pytest.approx(0.1 * MIB, rel=1e-6)
+    assert found.verdict == "leak"
+    assert found.growth_bytes == pytest.approx(0.1 * MIB * 300, rel=0.05)
+
+
+def test_a_leak_in_wandering_noise_is_found():
+    assert share("leak", lambda rng: BASE + 5 * LEAST_BYTES_PER_S * T + autocorrelated(rng, MIB / 2)) >= 0.95
+
+
+def test_a_flat_series_that_wanders_is_not_accused():
+    assert share("leak", lambda rng: BASE + autocorrelated(rng, MIB)) <= 0.03
+    assert share("flat", lambda rng: BASE + autocorrelated(rng, MIB / 2)) >= 0.90
+
+
+def test_growth_that_levels_off_is_no_leak():
+    def make(rng):
+        return BASE + 60 * MIB * (1 - np.exp(-T / 25)) + autocorrelated(rng, MIB / 4)
+
+    assert share("leak", make) <= 0.02
+    assert share("levels_off", make) >= 0.90
+
+
+@pytest.mark.parametrize("at", [30, 150, 226, 290])
+def test_one_step_of_an_allocator_is_no_leak(at):
+    assert drift(T, BASE + 64 * MIB * (at < T)).verdict != "leak"
+
+
+def test_a_constant_is_flat_and_shrinking_is_no_leak():
+    assert drift(T, np.full(T.size, BASE)).verdict == "flat"
+    assert drift(T, BASE - 0.1 * MIB * T).verdict == "flat"
+
+
+def test_order_and_gaps_do_not_matter():
+    y = BASE + 0.1 * MIB * T
+    mixed = np.random.default_rng(0).permutation(T.size)
+    assert drift(T[mixed], y[mixed]) == drift(T, y)
+    with_gaps = np.where(np.arange(T.size) % 7 == 0, np.nan, y)
+    assert drift(T, with_gaps).whole.value == pytest.approx(0.1 * MIB, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 31])
+def test_too_few_samples_are_said_to_be_too_few(count):
+    with pytest.raises(TooShort, match=f"{count} samples"):
+        drift(T[:count], np.full(count, BASE))
+
+
+RATES = [("1MiB/min", MIB / 60), ("64KiB/s", 65536), ("2.5 GiB/h", 2.5 * 2**30 / 3600)]
+
+
+@pytest.mark.parametrize(("text", "bytes_per_s"), RATES)
+def test_rates_are_read_with_their_units(text, bytes_per_s):
+    assert rate(text) == pytest.approx(bytes_per_s)
+
+
+@pytest.mark.parametrize("text", ["1MB/min", "fast", "0MiB/min", "-1MiB/s", "1MiB"])
+def test_a_rate_without_known_units_is_refused(text):
+    with pytest.raises(ValueError, match="write a rate"):
+        rate(text)
+
+
+def test_only_the_load_counts_and_each_kind_of_memory_is_answered():
+    rows = [
+        {"run_id": "r", "t_s": float(t), "phase": phase, "device_memory_used_bytes": None,
+         "process_memory_used_bytes": None, "tree_pss_bytes": size, "tree_rss_bytes": size}
+        for t, phase, size in [(t - 300, "launch", t * MIB) for t in T] + [(t, "load:soak", BASE) for t in T]
+    ]  # fmt: skip
+    (answer,) = answers(rows, LEAST_BYTES_PER_S)
+    assert answer["column"] == "tree_pss_bytes" and answer["verdict"] == "flat"
+
+
+def test_the_command_reads_a_set(tmp_path, capsys):
+    from bench.record.store import ResultSet
+
+    results = ResultSet(tmp_path / "s")
+    results.create()
+    samples = [{"run_id": "r", "t_s": float(t), "phase": "load:soak", "tree_pss_bytes": int(BASE + 0.1 * MIB * t)}
+               for t in T]  # fmt: skip
+    results.write("r", {"run_id": "r", "status": "ok"}, [], samples)
+    assert main(["drift", str(tmp_path / "s")]) == 1
+    assert "leak" in capsys.readouterr().out
+    assert main(["drift", str(tmp_path / "s"), "--least", "60MiB/min", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["slope_bytes_per_s"] == pytest.approx(0.1 * MIB, rel=1e-3)
+
+
+@pytest.mark.parametrize("words", [["nowhere"], ["{set}", "--least", "quick"], ["{set}", "--run", "nobody"]])
+def test_a_bad_request_is_one_sentence(words, tmp_path, capsys):
+    from bench.record.store import ResultSet
+
+    results = ResultSet(tmp_path / "s")
+    results.create()
+    results.write("r", {"run_id": "r"}, [], [{"run_id": "r", "t_s": 0.0, "phase": "load:x", "tree_pss_bytes": 1}])
+    assert main(["drift", *(word.format(set=tmp_path / "s") for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
