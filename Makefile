@@ -1,9 +1,12 @@
 # vllm-calibrate. `make` alone says what there is. Needs GNU make 3.81 or newer and Python 3.11 to 3.14.
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep tables test lint clean
+BENCHMARKS := bench-client bench-sweep bench-agreement bench-overhead bench-compare bench-report bench-predict bench-sampler
+.PHONY: help setup sweep tables compare report test lint clean $(BENCHMARKS)
 
 SWEEP ?= auto
 SET ?=
+A ?=
+B ?=
 ARGS ?=
 PYTHON ?=
 CALIBRATE_PYTHON ?=
@@ -33,9 +36,16 @@ endif
 help:
 	@echo 'make setup   make or update .venv for this machine: vLLM for its NVIDIA GPUs, or the CPU build'
 	@echo 'make sweep   set up, then measure: conf/sweep/$$(SWEEP).yaml into results/$$(SET)'
-	@echo 'make tables  set up, then write results/tables: multipliers and the audit of the guide, from SET or all sets'
+	@echo 'make tables  set up, then write results/tables: multipliers, the audit of the guide and its scenarios, from SET'
+	@echo '             or all sets'
+	@echo 'make compare set up, then compare result sets: A=results/x B=results/y'
+	@echo 'make report  set up, then write one HTML page about SET (default: every result set)'
 	@echo 'make test    set up, then run the tests'
 	@echo 'make lint    set up, then check the code with ruff'
+	@echo 'make bench-client, bench-sweep, bench-agreement, bench-overhead'
+	@echo '             time this client and this sweep beside those of other tools; minutes each, on a quiet machine'
+	@echo 'make bench-compare, bench-report, bench-predict, bench-sampler'
+	@echo '             time comparisons, reports, predictions, telemetry'
 	@echo 'make clean   remove .venv and caches; results/ stays'
 	@echo
 	@echo 'SWEEP=gpu-memory   which sweep (default: auto, what this machine can run)'
@@ -61,6 +71,19 @@ tables:
 	$(call bootstrap,)
 	@$(RUN) -m analysis tables $(TABLE_SETS) $(ARGS)
 	@$(RUN) -m analysis audit $(TABLE_SETS) $(ARGS)
+	@$(RUN) -m analysis plan --scenarios --out results/tables $(TABLE_SETS)
+
+compare:
+	$(call bootstrap,)
+	@$(RUN) -m analysis compare $(A) $(B) $(ARGS)
+
+report:
+	$(call bootstrap,)
+	@$(RUN) -m analysis report $(TABLE_SETS) $(ARGS)
+
+$(BENCHMARKS):
+	$(call bootstrap,)
+	@$(RUN) -m tests.benchmarks.$(subst -,_,$@) $(ARGS)
 
 # STATUS_FILE receives pytest's exit code, which make does not pass on.
 test:
