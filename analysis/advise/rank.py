@@ -1,0 +1,78 @@
+"""The order of the candidates, and the steps that led to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from analysis.advise.ask import Ask
+from analysis.advise.candidates import Candidate, Grade, hardware_note
+
+_ORDER: dict[Grade, int] = {
+    "meets": 0, "likely": 1, "misses": 2, "waits": 3, "tight": 4, "does_not_start": 5, "unknown": 6,
+}  # fmt: skip
+
+
+def ranked(found: Iterable[Candidate], ask: Ask) -> list[Candidate]:
+    """Of every model and format its best settings, best candidate first.
+
+    By grade; then by quality where the user scored every candidate of a grade; then by predicted throughput; then
+    by the memory that is left. An fp8 KV cache counts below the model's own type where both do as well: it changes
+    answers, and its harm is not measured here.
+    """
+    everything = [one for one in found if ask.least_quality is None or (one.quality or 0.0) >= ask.least_quality]
+    best: dict[tuple[str, str], Candidate] = {}
+    for one in sorted(everything, key=_settings_key):
+        best.setdefault((one.model, one.quantization), one)
+    scored = {grade: all(one.quality is not None for one in best.values() if one.grade == grade) for grade in _ORDER}
+
+    def key(one: Candidate) -> tuple[float, ...]:
+        quality = -(one.quality or 0.0) if scored[one.grade] else 0.0
+        return (_ORDER[one.grade], quality, -one.tokens_per_s, _left(one))
+
+    return sorted(best.values(), key=key)
+
+
+def _settings_key(one: Candidate) -> tuple[float, ...]:
+    """Within one format: the grade, the model's own KV type, throughput to a hundredth, the smaller token budget."""
+    speed = float(f"{one.tokens_per_s:.2g}")
+    return (_ORDER[one.grade], one.kv_cache_dtype != "auto", -speed, one.max_num_batched_tokens)
+
+
+def _left(one: Candidate) -> float:
+    if one.prediction is None:
+        return 0.0
+    return one.prediction.device_peak.value - one.prediction.settings.device.total_bytes
+
+
+def steps(order: Sequence[Candidate], ask: Ask) -> list[str]:
+    """The decisions in words: what starts, what holds the load, what meets the targets, what is fastest."""
+    told = []
+    names = [f"{one.model}:{one.quantization}" for one in order]
+
+    def listed(*grades: Grade) -> str:
+        return ", ".join(name for name, one in zip(names, order, strict=True) if one.grade in grades)
+
+    for name, one in zip(names, order, strict=True):
+        if one.grade in ("does_not_start", "unknown"):
+            told.append(f"{name} is out: {one.why}")
+    if late := listed("waits"):
+        told.append(f"these would start and let requests wait: {late}")
+    if missed := listed("misses"):
+        told.append(f"these hold the load and miss a target: {missed}")
+    good = [one for one in order if one.grade in ("meets", "likely")]
+    if not good:
+        told.append("nothing is predicted to serve this load within the targets on this card")
+        return told
+    first = good[0]
+    why = "the highest score" if first.quality is not None and len(good) > 1 else "the highest predicted throughput"
+    if len(good) > 1:
+        told.append(f"of what is left, {first.model}:{first.quantization} has {why}")
+    fewest = [one for one in good if one.quantization in ("bf16", "fp16")]
+    if fewest and fewest[0] is not first:
+        told.append(f"{fewest[0].model}:{fewest[0].quantization}, which gives up nothing, holds the load as well")
+    if any(one.quality is None for one in good):
+        told.append("quality is not part of this order: no score was given (--quality FILE); measure it for your task")
+    for one in good[:3]:
+        if note := hardware_note(one.quantization, ask.gpu):
+            told.append(f"{one.quantization}: {note}")
+    return told

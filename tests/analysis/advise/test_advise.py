@@ -1,0 +1,143 @@
+"""Advice: grades that follow from predictions, an order that can be explained, honesty about quality."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from analysis.advise.ask import Ask, Slo
+from analysis.advise.candidates import candidates
+from analysis.advise.rank import ranked, steps
+from analysis.advise.together import pairs
+from analysis.cli import main
+
+
+def ask(*models, **fields):
+    given = {
+        "models": models or ("qwen2.5-14b",), "gpu": "h100", "gpu_total_gib": None, "vllm_version": None,
+        "concurrency": 32, "rate_per_s": None, "input_tokens": 1024, "output_tokens": 256,
+    }  # fmt: skip
+    return Ask(**{**given, **fields})
+
+
+def order(question):
+    return ranked(candidates(question), question)
+
+
+def test_each_format_appears_once_and_the_grades_never_rise_down_the_list():
+    rank = ["meets", "likely", "misses", "waits", "tight", "does_not_start", "unknown"]
+    found = order(ask("qwen2.5-14b", "deepseek-coder-33b"))
+    assert len({(one.model, one.quantization) for one in found}) == len(found) == 10
+    places = [rank.index(one.grade) for one in found]
+    assert places == sorted(places)
+    assert found[-1].model == "deepseek-coder-33b" and found[-1].quantization == "bf16", "62 GiB and a cache: last"
+
+
+def test_what_cannot_start_is_out_with_the_reason():
+    question = ask("deepseek-coder-33b", gpu="l4")
+    found = {one.quantization: one for one in order(question)}
+    assert found["bf16"].grade == "does_not_start"
+    told = steps(list(found.values()), question)
+    assert any("deepseek-coder-33b:bf16 is out" in step and "GiB" in step for step in told)
+
+
+def test_a_target_that_no_card_meets_is_missed_and_said():
+    question = ask(slo=Slo(tpot_s=1e-6))
+    found = order(question)
+    assert {one.grade for one in found} == {"misses"}
+    assert "TPOT" in found[0].why
+    assert any("nothing is predicted" in step for step in steps(found, question))
+
+
+def test_a_generous_target_is_met():
+    assert order(ask(slo=Slo(ttft_s=3600, tpot_s=3600)))[0].grade == "meets"
+
+
+def test_too_many_requests_for_the_cache_wait():
+    found = order(ask(concurrency=4096, input_tokens=8192, output_tokens=1024))
+    assert {one.grade for one in found} <= {"waits", "does_not_start", "tight"}
+
+
+def test_a_rate_beyond_saturation_waits():
+    grades = {rate: order(ask(concurrency=None, rate_per_s=rate))[0].grade for rate in (0.1, 1e5)}
+    assert grades[0.1] in ("meets", "likely")
+    assert grades[1e5] == "waits"
+
+
+def test_scores_decide_where_every_candidate_has_one_and_are_not_guessed():
+    scores = {("qwen2.5-14b", name): score
+              for name, score in (("bf16", 0.80), ("fp8", 0.79), ("int8-w8a8", 0.785), ("awq", 0.77), ("gptq", 0.76))}
+    first = order(ask(quality=scores))[0]
+    assert first.quantization == "bf16"
+    partly = dict(list(scores.items())[:2])
+    assert order(ask(quality=partly))[0].quantization == order(ask())[0].quantization
+    high = order(ask(quality=scores, least_quality=0.79))
+    assert {one.quantization for one in high} == {"bf16", "fp8"}
+
+
+def test_the_kv_type_is_only_changed_where_it_helps():
+    assert {one.kv_cache_dtype for one in order(ask(concurrency=4))} == {"auto"}
+
+
+def test_together_plans_every_combination_and_gives_up_least_first():
+    found = pairs(ask("deepseek-coder-33b", "mistral-7b", gpu="96gb", concurrency=8))
+    assert len(found) == 25
+    fitting = [one for one in found if one.plan.verdict == "fits"]
+    sizes = [one.weights_bytes for one in fitting]
+    assert fitting and sizes == sorted(sizes, reverse=True)
+    assert found[: len(fitting)] == fitting
+
+
+WORDS = ["--gpu", "h100", "--model", "qwen2.5-14b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpu", "h100", "--concurrency", "8"], "--model"),
+        (WORDS, "state the load once"),
+        ([*WORDS, "--concurrency", "8", "--rate", "2"], "state the load once"),
+        ([*WORDS, "--concurrency", "0"], "--concurrency"),
+        ([*WORDS, "--rate", "-1"], "--rate"),
+        ([*WORDS, "--concurrency", "8", "--tpot", "fast"], "--tpot"),
+        ([*WORDS, "--concurrency", "8", "--formats", "bf16,q9"], "q9"),
+        ([*WORDS, "--concurrency", "8", "--min-quality", "0.9"], "--quality"),
+        ([*WORDS, "--concurrency", "8", "--quality", "missing.csv"], "missing.csv"),
+        (["--gpu", "nope", "--model", "qwen2.5-14b", "--concurrency", "8"], "nope"),
+        (["--gpu", "h100", "--model", "nope", "--concurrency", "8"], "nope"),
+        ([*WORDS, "--rate", "1", "--together"], "--concurrency"),
+    ],
+)
+def test_a_bad_question_is_one_sentence(words, said, capsys):
+    assert main(["advise", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+
+
+HEADER = "model,quantization,quality\n"
+
+
+@pytest.mark.parametrize("text", ["model,quantization\na,b\n", "[1]", "{", f"{HEADER}a,b,good\n", ""])
+def test_scores_that_are_none_are_refused_with_the_place(text, tmp_path, capsys):
+    file = tmp_path / "scores"
+    file.write_text(text)
+    assert main(["advise", *WORDS, "--concurrency", "8", "--quality", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--quality" in error
+
+
+def test_text_and_json_name_the_same_first_choice(capsys, tmp_path):
+    scores = tmp_path / "scores.csv"
+    scores.write_text("model,quantization,quality\n" + "".join(
+        f"qwen2.5-14b,{name},{score}\n" for name, score in (("bf16", 3), ("fp8", 2), ("awq", 1))
+    ))  # fmt: skip
+    words = ["advise", *WORDS, "--concurrency", "8", "--formats", "bf16,fp8,awq", "--quality", str(scores)]
+    assert main([*words, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert answer["candidates"][0]["quantization"] == "bf16"
+    assert answer["candidates"][0]["command"] in text
+    for step in answer["steps"]:
+        assert step[:30] in text
