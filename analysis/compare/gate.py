@@ -1,0 +1,171 @@
+"""`--fail-on "tpot_p99>5%,kv_pool<-1%"`: a comparison to an exit code.
+
+A rule trips on a change that is decided (significant after correction, or exact) and whose size is beyond the
+threshold. `!` after a rule takes the estimate alone, whatever the test says. `failures>0` counts cells that start on
+the baseline and not on another side.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.compare.metrics import METRICS, Metric
+from analysis.compare.model import VERDICTS, CompareError, Comparison
+
+_RULE = re.compile(r"\s*([A-Za-z_]\w*)\s*(<|>)\s*=?\s*([+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*([%A-Za-z/]*)\s*(!?)\s*")
+
+_FACTORS = {
+    ("GiB", "MiB"): 1 / 1024,
+    ("GiB", "KiB"): 1 / 1024**2,
+    ("GiB", "GB"): 1e9 / 2**30,
+    ("GiB", "MB"): 1e6 / 2**30,
+    ("GiB", "B"): 2.0**-30,
+    ("ms", "s"): 1e3,
+    ("ms", "us"): 1e-3,
+    ("s", "ms"): 1e-3,
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One threshold, in per cent of the baseline's median or in the metric's display unit."""
+
+    text: str
+    metric: str
+    sign: str
+    limit: float
+    per_cent: bool
+    any: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a rule: the changes that tripped it, and those beyond it that too few restarts leave open."""
+
+    rule: Rule
+    tripped: tuple[int, ...]
+    undecided: tuple[int, ...]
+    judged: int
+    failures: int = 0
+
+
+def parse(text: str, every: bool = False) -> list[Rule]:
+    """Rules of a comma-separated expression; `every` reads each as if it ended in `!`.
+
+    Raises CompareError for what cannot be read.
+    """
+    rules = []
+    for part in text.split(","):
+        found = _RULE.fullmatch(part)
+        if not found:
+            raise CompareError(
+                f"--fail-on {part.strip()!r}: write metric>number%, metric<-number% or a number with its "
+                "unit, as in 'tpot_p99>5%,activation>0.5GiB'"
+            )
+        name, sign, number, unit, mark = found.groups()
+        limit, per_cent = float(number), unit == "%"
+        if name != "failures":
+            limit = limit if per_cent else _in_unit(part.strip(), name, limit, unit)
+        elif unit:
+            raise CompareError(f"--fail-on {part.strip()!r}: failures are counted, without a unit: failures>0")
+        rules.append(Rule(part.strip(), name, sign, limit, per_cent, every or bool(mark)))
+    return rules
+
+
+def _in_unit(text: str, name: str, limit: float, unit: str) -> float:
+    metric = next((metric for metric in METRICS if metric.name == name), None)
+    if metric is None and not re.search(r"_(bytes|s|w|j|tokens|pct|mhz|hz|c|tokens_per_s|requests_per_s)$", name):
+        near = difflib.get_close_matches(name, [one.name for one in METRICS], n=1, cutoff=0.5)
+        raise CompareError(f"--fail-on {text!r}: no metric {name!r}" + (f", did you mean {near[0]}?" if near else ""))
+    from analysis.compare.metrics import of_column
+
+    shown = (metric or of_column(name, "engine")).unit
+    if unit == shown:
+        return limit
+    if not unit and limit == 0:
+        return 0.0
+    if (shown, unit) in _FACTORS:
+        return limit * _FACTORS[shown, unit]
+    raise CompareError(f"--fail-on {text!r}: {name} is in {shown or 'no unit'}; write {limit:g}% or {limit:g}{shown}")
+
+
+def metrics_of(rules: Sequence[Rule]) -> list[str]:
+    """Metrics that must be compared for the rules to be judged."""
+    return list(dict.fromkeys(rule.metric for rule in rules if rule.metric != "failures"))
+
+
+def apply(rules: Sequence[Rule], comparison: Comparison) -> list[Verdict]:
+    """Every rule against every cell."""
+    import numpy as np
+
+    changes = comparison.changes
+    decided = np.isin(changes.verdict, [VERDICTS.index("changed"), VERDICTS.index("exact")])
+    open_ones = changes.verdict == VERDICTS.index("undecided")
+    out = []
+    for rule in rules:
+        if rule.metric == "failures":
+            broken = sum(one.kind == "breaks" for one in comparison.outcomes)
+            too_many = broken > rule.limit if rule.sign == ">" else broken < rule.limit
+            out.append(Verdict(rule, (), (), len(comparison.cells), broken if too_many else 0))
+            continue
+        which = [at for at, metric in enumerate(comparison.metrics) if _names(metric, rule.metric)]
+        here = np.isin(changes.metric, which)
+        size = changes.per_cent("change") if rule.per_cent else changes.change
+        beyond = here & (size > rule.limit if rule.sign == ">" else size < rule.limit)
+        trips = beyond if rule.any else beyond & decided
+        left = np.zeros_like(beyond) if rule.any else beyond & open_ones
+        out.append(
+            Verdict(
+                rule, tuple(map(int, np.flatnonzero(trips))), tuple(map(int, np.flatnonzero(left))), int(here.sum())
+            )
+        )
+    return out
+
+
+def _names(metric: Metric, name: str) -> bool:
+    return metric.name == name or name in metric.columns[:1]
+
+
+def sentences(verdicts: Sequence[Verdict], comparison: Comparison, undecided: str) -> tuple[list[str], bool]:
+    """What to print, and whether the whole is tripped. `undecided`: fail | pass, for what restarts cannot decide."""
+    out, failed = [], False
+    for one in verdicts:
+        name = one.rule.text
+        if one.rule.metric == "failures":
+            failed |= bool(one.failures)
+            out.append(
+                f"{'TRIPPED' if one.failures else 'ok'}: {name}"
+                + (
+                    f": {one.failures} cells start on {comparison.baseline} and not on the other side"
+                    if one.failures
+                    else ""
+                )
+            )
+        elif one.tripped:
+            failed = True
+            out.append(f"TRIPPED: {name}: {len(one.tripped)} of {one.judged} comparisons, {_worst(one, comparison)}")
+        elif not one.judged or one.undecided:
+            failed |= undecided == "fail"
+            why = (
+                f"{len(one.undecided)} of {one.judged} comparisons are beyond it and have too few restarts to be "
+                "decided"
+                if one.judged
+                else "nothing was compared for it"
+            )
+            out.append(
+                f"{'TRIPPED' if undecided == 'fail' else 'UNDECIDED, passed'}: {name}: {why} (--undecided {undecided})"
+            )
+        else:
+            out.append(f"ok: {name}: none of {one.judged} comparisons")
+    return out, failed
+
+
+def _worst(one: Verdict, comparison: Comparison) -> str:
+    changes = comparison.changes
+    size = changes.per_cent("change") if one.rule.per_cent else changes.change
+    at = max(one.tripped, key=lambda at: size[at] if one.rule.sign == ">" else -size[at])
+    unit = "%" if one.rule.per_cent else f" {comparison.metrics[int(changes.metric[at])].unit}"
+    return f"most {size[at]:+.3g}{unit} in {comparison.cells[int(changes.cell[at])].name}"

@@ -1,0 +1,1 @@
+"""One metric over many result sets, and where it changed."""

@@ -1,0 +1,80 @@
+"""What the comparison finds and what it does not: seeded trials through the real code, files included."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+
+from analysis.compare import Comparison, Options, compare_sets  # noqa: E402
+from tests.analysis.compare import make_sets  # noqa: E402
+
+CELLS, TRIALS, PLANTED = 40, 200, 7
+OPTIONS = Options(metrics=("throughput",))
+
+
+class Trials:
+    """Two sets of forty cells whose measured values are exchanged between trials."""
+
+    def __init__(self, root: Path, repeats: int) -> None:
+        self.sets = [make_sets.write_set(root / name, CELLS, repeats) for name in ("a", "b")]
+        self.points = [(cell, repeat) for cell in range(CELLS) for repeat in range(repeats)]
+
+    def compare(self, seed: int, planted: float, options: Options = OPTIONS) -> Comparison:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for at, root in enumerate(self.sets):
+            path = root / "workloads" / "rows.parquet"
+            table = pq.read_table(path, partitioning=None)
+            values = 1000.0 * (1 + 0.01 * np.random.default_rng([seed, at]).standard_normal(len(self.points)))
+            if at:
+                values *= [planted if cell == PLANTED else 1.0 for cell, _ in self.points]
+            column = table.schema.names.index("output_tokens_per_s")
+            pq.write_table(table.set_column(column, table.schema.field(column), pa.array(values)), path)
+        return compare_sets(self.sets, options)
+
+
+def reported(comparison: Comparison) -> list[dict]:
+    return [one for one in comparison.records() if one["verdict"] in ("changed", "exact")]
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    return Trials(tmp_path_factory.mktemp("eight"), 8)
+
+
+def test_a_planted_change_of_three_per_cent_is_found(eight: Trials) -> None:
+    found = 0
+    for seed in range(TRIALS):
+        comparison = eight.compare(seed, 1.03)
+        cells = [comparison.cells[one["cell_index"]].key for one in reported(comparison)]
+        found += any(key["max_num_seqs"] == 8 and key["max_num_batched_tokens"] == 256 for key in cells)
+    assert found >= 0.9 * TRIALS
+
+
+def test_without_a_change_hardly_anything_is_reported(eight: Trials) -> None:
+    false_alarms = sum(bool(reported(eight.compare(1000 + seed, 1.0))) for seed in range(TRIALS))
+    assert false_alarms <= 0.08 * TRIALS
+
+
+def test_mann_whitney_alone_holds_its_level(eight: Trials) -> None:
+    options = Options(metrics=("throughput",), test="mann-whitney", correction="holm")
+    false_alarms = sum(bool(reported(eight.compare(5000 + seed, 1.0, options))) for seed in range(60))
+    assert false_alarms <= 0.1 * 60
+
+
+def test_three_restarts_say_why_they_cannot_decide(tmp_path: Path) -> None:
+    from analysis.compare import render
+
+    comparison = Trials(tmp_path, 3).compare(0, 1.5)
+    assert comparison.tests == 0 and not reported(comparison)
+    assert {one["verdict"] for one in comparison.records()} == {"undecided"}
+    text = " ".join(render.page(comparison).split())
+    assert "3 against 3 restarts can reach p = 0.1 at the least by Mann-Whitney, never 0.05" in text
+    assert "Needs at least 5 restarts on both sides" in text
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,92 @@
+"""The statistics against scipy, and against what can be counted by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+scipy_stats = pytest.importorskip("scipy.stats")
+
+from analysis.compare import stats  # noqa: E402
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 3), (4, 7), (8, 8), (50, 50)])
+def test_mann_whitney_is_scipys_exact_one(n: int, m: int) -> None:
+    rng = np.random.default_rng(n * 100 + m)
+    a, b = rng.normal(size=(30, n)), rng.normal(0.7, size=(30, m))
+    expected = scipy_stats.mannwhitneyu(a, b, axis=1, method="exact").pvalue
+    np.testing.assert_allclose(stats.mann_whitney(a, b), expected, rtol=1e-9)
+
+
+def test_mann_whitney_of_large_samples_is_scipys_normal_one() -> None:
+    rng = np.random.default_rng(1)
+    a, b = np.round(rng.normal(size=(20, 60)), 1), np.round(rng.normal(0.3, size=(20, 70)), 1)
+    expected = scipy_stats.mannwhitneyu(a, b, axis=1, method="asymptotic").pvalue
+    np.testing.assert_allclose(stats.mann_whitney(a, b), expected, rtol=1e-9)
+
+
+def test_mann_whitney_with_ties_counts_every_deal() -> None:
+    a, b = np.array([[1.0, 1.0, 2.0, 3.0]]), np.array([[2.0, 3.0, 3.0, 4.0, 4.0]])
+    ranks = scipy_stats.rankdata(np.concatenate([a, b], axis=1)[0])
+    seen = ranks[:4].sum()
+    sums = np.array([sum(ranks[list(deal)]) for deal in itertools.combinations(range(9), 4)])
+    expected = min(1.0, 2 * min((sums <= seen).mean(), (sums >= seen).mean()))
+    np.testing.assert_allclose(stats.mann_whitney(a, b), [expected])
+
+
+def test_restarts_needed() -> None:
+    assert stats.smallest_p(3, 3) == pytest.approx(0.1)
+    assert stats.restarts_needed(0.05) == 4
+    assert stats.restarts_needed(0.05 / 40) == 7
+    assert stats.smallest_p(7, 7) <= 0.05 / 40 < stats.smallest_p(6, 6)
+
+
+def test_hodges_lehmann_inverts_the_test() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(10, 1, size=(200, 6)), rng.normal(11, 1, size=(200, 7))
+    shift, low, high = stats.hodges_lehmann(a, b, 0.05)
+    pairs = np.sort((b[:, :, None] - a[:, None, :]).reshape(200, -1), axis=1)
+    np.testing.assert_allclose(shift, np.median(pairs, axis=1))
+    rejected = stats.mann_whitney(a, b) <= 0.05
+    np.testing.assert_array_equal(rejected, (low > 0) | (high < 0))
+    _, none, _ = stats.hodges_lehmann(a[:, :3], b[:, :3], 0.05)
+    assert np.isnan(none).all()
+
+
+def test_hodges_lehmann_of_many_restarts_covers_the_shift() -> None:
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(1e6, 100, size=(400, 60)), rng.normal(1e6 + 50, 100, size=(400, 55))
+    _, low, high = stats.hodges_lehmann(a, b, 0.05)
+    assert 0.92 <= ((low <= 50) & (high >= 50)).mean() <= 0.98
+
+
+def test_welch_is_scipys() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=(10, 5)), rng.normal(1, 3, size=(10, 9))
+    p, change, low, high = stats.t_test(a, b, 0.05)
+    expected = scipy_stats.ttest_ind(b, a, axis=1, equal_var=False)
+    np.testing.assert_allclose(p, expected.pvalue)
+    interval = expected.confidence_interval(0.95)
+    np.testing.assert_allclose([low, high], [interval.low, interval.high])
+    np.testing.assert_allclose(change, b.mean(axis=1) - a.mean(axis=1))
+
+
+def test_moderated_t_holds_its_level_and_recovers_the_prior() -> None:
+    rng = np.random.default_rng(6)
+    spread = np.sqrt(1e-4 * 8 / rng.chisquare(8, size=(4000, 1)))
+    a, b = (1 + spread * rng.normal(size=(4000, 5)) for _ in range(2))
+    pooled, own = stats.pooled_variance(a, b)
+    prior = stats.variance_prior(pooled, np.full(4000, own))
+    assert prior[0] == pytest.approx(8, rel=0.25) and prior[1] == pytest.approx(1e-4, rel=0.1)
+    p, *_ = stats.t_test(a, b, 0.05, prior)
+    assert (p <= 0.001).mean() <= 0.003
+    assert 0.035 <= (p <= 0.05).mean() <= 0.065
+
+
+def test_corrections() -> None:
+    p = np.array([0.001, 0.04, 0.03, 0.2])
+    np.testing.assert_allclose(stats.adjusted(p, "holm"), [0.004, 0.09, 0.09, 0.2])
+    np.testing.assert_allclose(stats.adjusted(p, "bh"), scipy_stats.false_discovery_control(p))
+    np.testing.assert_allclose(stats.adjusted(p, "none"), p)
