@@ -1,0 +1,113 @@
+"""The leanest clients that still put the same load on an engine: what is left to compare a real client with.
+
+One thread, one `epoll`, one `recv` into the same buffer for every piece that comes; nothing is time-stamped, parsed,
+counted or kept but the last bytes, which tell the end of an answer. `streaming` reads the same event stream as a client
+that measures TTFT must; without it the engine sends each answer whole, which spares its API server the work per token.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+from bench.errors import BenchError
+from tests.benchmarks.load import Load
+
+END_OF_CHUNKS = b"0\r\n\r\n"
+SILENCE_S = 60.0
+
+
+def requests_for(load: Load, model: str, port: int, prompts: list[list[int]], streaming: bool) -> list[bytes]:
+    """Whole HTTP requests, the same bodies as our client sends."""
+    wires = []
+    for ids in prompts:
+        body = {"model": model, "prompt": ids, "max_tokens": load.output_tokens, "ignore_eos": True,
+                "temperature": 0.0, "top_p": 1.0, "stream": streaming}  # fmt: skip
+        if streaming:
+            body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        text = json.dumps(body, separators=(",", ":")).encode()
+        head = (f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(text)}\r\n\r\n")  # fmt: skip
+        wires.append(head.encode() + text)
+    return wires
+
+
+class _Slot:
+    """One connection and what is known of the answer it waits for."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.head = bytearray()
+        self.left: int | None = None  # bytes of a body with a length; None: chunked
+        self.tail = b""
+        self.in_body = False
+
+    def send(self, wire: bytes) -> None:
+        self.head.clear()
+        self.in_body, self.left, self.tail = False, None, b""
+        self.socket.sendall(wire)
+
+    def take(self, piece: memoryview) -> bool:
+        """Look at a piece only as far as needed; True where it ends the answer."""
+        if not self.in_body:
+            self.head += piece
+            split = self.head.find(b"\r\n\r\n")
+            if split < 0:
+                return False
+            if not self.head.startswith(b"HTTP/1.1 200"):
+                raise BenchError(f"lean client: the engine answered {bytes(self.head[:200])!r}")
+            header = bytes(self.head[:split]).lower()
+            self.in_body = True
+            rest = bytes(self.head[split + 4 :])
+            if b"content-length:" in header:
+                self.left = int(header.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+            piece = memoryview(rest)
+        if self.left is not None:
+            self.left -= len(piece)
+            return self.left <= 0
+        # Five bytes may come in two pieces.
+        self.tail = bytes(piece[-5:]) if len(piece) >= 5 else (self.tail + bytes(piece))[-5:]
+        return self.tail == END_OF_CHUNKS
+
+
+def run(port: int, wires: list[bytes], concurrency: int) -> float:
+    """Send all requests, `concurrency` at a time; seconds from the first sending to the last byte.
+
+    Raises `BenchError` for an answer other than 200 and for `SILENCE_S` without a byte.
+    """
+    queue: Iterator[bytes] = iter(wires)
+    slots = [_Slot(port) for _ in range(min(concurrency, len(wires)))]
+    by_handle = {slot.socket.fileno(): slot for slot in slots}
+    buffer = bytearray(1 << 18)
+    view = memoryview(buffer)
+    try:
+        with select.epoll() as poll:
+            for handle in by_handle:
+                poll.register(handle, select.EPOLLIN)
+            began = time.perf_counter()
+            for slot in slots:
+                slot.send(next(queue))
+            busy = len(slots)
+            while busy:
+                events = poll.poll(SILENCE_S)
+                if not events:
+                    raise BenchError(f"lean client: no byte from the engine for {SILENCE_S:.0f} s")
+                for handle, _ in events:
+                    slot = by_handle[handle]
+                    got = slot.socket.recv_into(buffer)
+                    if not got:
+                        raise BenchError("lean client: the engine closed a connection within an answer")
+                    if slot.take(view[:got]):
+                        wire = next(queue, None)
+                        if wire is None:
+                            busy -= 1
+                        else:
+                            slot.send(wire)
+            return time.perf_counter() - began
+    finally:
+        for slot in slots:
+            slot.socket.close()
