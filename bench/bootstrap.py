@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
-from bench.setup import SetupError  # noqa: E402
+from bench.setup import SetupError, browser  # noqa: E402
 from bench.setup.environment import LOCK, LOG, STAMP, Environment  # noqa: E402
 from bench.setup.installer import Installer  # noqa: E402
 from bench.setup.machine import check_host, check_python, choose_engine, query_nvml  # noqa: E402
@@ -60,6 +60,13 @@ def install(env: Environment, why: str, rebuild: bool, lock: int) -> None:
     print(f"environment: ready after {time.monotonic() - began:.0f} s", flush=True)
 
 
+def provide_browser(env: Environment) -> None:
+    """For the browser tests only. What cannot be had is a sentence, never an error."""
+    told = browser.provide(env.venv / LOG)
+    if told:
+        print(told, flush=True)
+
+
 def set_up(options: argparse.Namespace, root: Path) -> int:
     check_python(tuple(sys.version_info[:3]), sys.executable)
     engine = choose_engine(options.engine or os.environ.get("CALIBRATE_ENGINE"), query_nvml())
@@ -74,7 +81,9 @@ def set_up(options: argparse.Namespace, root: Path) -> int:
     why = why or ("{} tools are missing".format(", ".join(missing)) if missing else "")
     line = f"engine: {engine.kind} ({engine.reason})"
     if not why:
-        print(f"{line}; .venv is ready")
+        print(f"{line}; .venv is ready", flush=True)
+        if "test" in extras and not (options.check or options.dry_run):
+            provide_browser(env)
         return 0
     print(line, flush=True)
     if options.check:
@@ -84,6 +93,8 @@ def set_up(options: argparse.Namespace, root: Path) -> int:
         print(f"environment: would install into {env.venv} ({why})")
         for number, (title, _) in enumerate(Installer(env).plan(rebuild), 1):
             print(f"  {number}. {title}")
+        if "test" in extras and browser.missing() and not browser.obstacle():
+            print(f"browser: would install {' and '.join(browser.PACKAGES)} with apt-get")
         return 0
     env.venv.mkdir(exist_ok=True)
     lock = take_lock(env.venv / LOCK)
@@ -92,6 +103,8 @@ def set_up(options: argparse.Namespace, root: Path) -> int:
         why = "--recreate" if options.recreate else env.why_rebuild()
         if why or env.missing():
             install(env, why or "{} tools are missing".format(", ".join(env.missing())), bool(why), lock)
+        if "test" in extras:
+            provide_browser(env)
         return 0
     finally:
         os.close(lock)
