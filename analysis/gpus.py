@@ -11,7 +11,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Final, Literal
 
 GIB = 2**30
 MIB = 2**20
@@ -21,6 +21,16 @@ Evidence = Literal["measured", "published"]
 
 class UnknownGpu(ValueError):
     """A GPU that is not in the table; the sentence lists those that are and how to do without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """What the maker states as the peak: bytes/s of device memory, dense 16-bit tensor FLOP/s with 32-bit
+    accumulation (bfloat16; float16 on T4 and V100, which lack it). No program reaches either."""
+
+    bandwidth_bytes_per_s: float
+    flops_16bit_per_s: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,7 @@ class Gpu:
     evidence: Evidence
     source: str
     aliases: tuple[str, ...] = ()
+    sheet: Sheet | None = None
 
     @property
     def data_center_blackwell(self) -> bool:
@@ -47,10 +58,36 @@ class Gpu:
         return self.capability[0] == 10
 
 
+_SHEETS: Final = {
+    name: Sheet(gb_per_s * 1e9, tflops * 1e12, f"NVIDIA, {document}")
+    for name, gb_per_s, tflops, document in (
+        ("b200", 8000, 2250, "Blackwell architecture brief: 8 TB/s, 4.5 PFLOPS FP16/BF16 with sparsity"),
+        ("h200-141gb", 4800, 989, "H200 data sheet: 4.8 TB/s, 1,979 TFLOPS BF16 with sparsity"),
+        ("h100-80gb", 3350, 989, "H100 data sheet (SXM): 3.35 TB/s, 1,979 TFLOPS BF16 with sparsity"),
+        ("a100-80gb", 2039, 312, "A100 data sheet (SXM): 2,039 GB/s, 312 TFLOPS BF16"),
+        ("a100-40gb", 1555, 312, "A100 data sheet (40 GB): 1,555 GB/s, 312 TFLOPS BF16"),
+        ("l40s", 864, 362, "L40S data sheet: 864 GB/s, 362.05 TFLOPS BF16"),
+        ("l4", 300, 121, "L4 data sheet: 300 GB/s, 242 TFLOPS BF16 with sparsity"),
+        ("a10g", 600, 70, "A10G data sheet: 600 GB/s, 70 TFLOPS FP16"),
+        ("t4", 320, 65, "T4 data sheet: 320 GB/s, 65 TFLOPS mixed precision"),
+        ("v100-32gb", 900, 125, "V100 data sheet (SXM2): 900 GB/s, 125 TFLOPS mixed precision"),
+        ("rtx-pro-6000", 1792, 503.8, "RTX Blackwell PRO architecture paper: 1,792 GB/s, 503.8 TFLOPS FP16"),
+        ("rtx-6000-ada", 960, 364.2, "Ada architecture paper: 960 GB/s, 364.2 TFLOPS FP16"),
+        ("rtx-a6000", 768, 154.8, "GA102 architecture paper: 768 GB/s, 154.8 TFLOPS FP16"),
+        ("rtx-5090", 1792, 209.5, "RTX Blackwell architecture paper: 1,792 GB/s, 209.5 TFLOPS FP16, FP32 accumulate"),
+        ("rtx-4090", 1008, 165.2, "Ada architecture paper: 1,008 GB/s, 165.2 TFLOPS FP16, FP32 accumulate"),
+        ("rtx-3090", 936, 71, "GA102 architecture paper: 936 GB/s, 71 TFLOPS FP16, FP32 accumulate"),
+    )
+}
+"""Of the variant that the table lists: PCIe and MIG variants are slower."""
+
+
 def _gpu(
     name: str, title: str, total_gib: float, nvml_mib: int, capability: tuple[int, int], source: str, *aliases: str
 ) -> Gpu:
-    return Gpu(name, title, round(total_gib * GIB), nvml_mib * MIB, capability, "published", source, aliases)
+    return Gpu(
+        name, title, round(total_gib * GIB), nvml_mib * MIB, capability, "published", source, aliases, _SHEETS.get(name)
+    )
 
 
 _OOM = "torch's out-of-memory message (total capacity), public reports"

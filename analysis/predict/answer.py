@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from analysis import defaults
 from analysis.arithmetic.errors import ArithmeticRefusal
@@ -23,6 +24,9 @@ from analysis.predict.models import Model
 from analysis.predict.prediction import GIB, Obstacle, Prediction, Verdict, total, worst
 from analysis.predict.request import Request, RequestError
 from analysis.predict.settings import Settings
+
+if TYPE_CHECKING:
+    from analysis.throughput.predict import Speed
 
 ENOUGH_REQUESTS = 2.0
 """Below so many full-length requests at once a start counts as tight: one long request keeps all others waiting."""
@@ -70,7 +74,7 @@ class _Case:
     def __init__(
         self, request: Request, model: Model, settings: Settings, ranks: list[_Rank], notes: tuple[str, ...]
     ) -> None:
-        self.request, self.model, self.settings = request, model, settings
+        self.request, self.model, self.settings, self.ranks = request, model, settings, ranks
         selection = terms.select(
             settings.version_text, settings.runner, settings.device.name, settings.tensor_parallel_size
         )
@@ -258,6 +262,19 @@ class _Case:
             most = self.settings.max_model_len
             self.warnings.append(f"max_model_len auto becomes {longest}: {most} tokens do not fit")
 
+    def speed(self, verdict: Verdict) -> Speed | None:
+        """Throughput and latency where a load is stated; None with a warning where there is nothing to say."""
+        if self.request.concurrency is None and self.request.rate is None:
+            return None
+        from analysis.predict import speed
+
+        found, notes = speed.of(
+            self.request, self.model, self.settings, self.plan, self.pool, len(self.ranks), starts=verdict
+            != "does_not_start",
+        )  # fmt: skip
+        self.warnings += notes
+        return found
+
     def answer(self) -> Prediction:
         rank, pool, peak = self.rank, self.pool, self.peak()
         graphs = self.estimate("cuda_graph", rank)
@@ -267,6 +284,7 @@ class _Case:
         if self.request.cpu_offload_gib:
             self.warnings.append("offloaded weights are taken off the GPU in full; vLLM moves whole parameters")
         verdict, obstacle, reason = self.verdict(peak)
+        speed = self.speed(verdict)
         return Prediction(
             model=self.request.model or "inline config",
             source=self.model.source,
@@ -293,6 +311,7 @@ class _Case:
             reason=reason,
             basis=worst([*used, graphs]),
             origin=self.calibration.name,
+            speed=speed,
             warnings=_grouped(self.warnings),
             ignored=self.request.ignored,
         )

@@ -19,11 +19,13 @@ examples:
   python -m analysis predict "vllm serve Qwen/Qwen2.5-7B-Instruct --max-num-seqs 64" --gpu l4
   python -m analysis predict --model llama-3.1-8b --quantization awq --gpu rtx-4090 --max-model-len 8192
   python -m analysis predict --gpu h100-80gb --json -- vllm serve ./my-model -tp 2
+  python -m analysis predict --model llama-3.1-8b --gpu h100 --concurrency 64 --input-tokens 1024 --output-tokens 256
   python -m analysis predict --batch requests.jsonl > answers.jsonl
 
 A model is a catalogue entry (conf/model), its hub id, a folder or config.json, or a hub id where a hub can be reached.
 Sizes are GiB of 2^30 bytes and belong to one GPU. Intervals hold 90 % of measurements. `tight` means that the verdict
 changes within the interval, or that fewer than 2 requests of max-model-len fit at once.
+With a load it also says how fast: mean TTFT and TPOT, output tokens/s, what bounds them.
 Exit code: 0 answered, 2 the request cannot be answered as written, 1 anything else.
 """
 
@@ -40,6 +42,12 @@ _OWN: tuple[tuple[str, str, str], ...] = (
     ("max-num-seqs", "N", "as vLLM's"),
     ("max-num-batched-tokens", "TOKENS", "as vLLM's"),
     ("block-size", "TOKENS", "as vLLM's"),
+)
+_LOAD: tuple[tuple[str, str, str], ...] = (
+    ("concurrency", "N", "closed loop: so many clients, each with one request at a time"),
+    ("rate", "PER_S", "open loop instead: requests a second, arriving at random (Poisson)"),
+    ("input-tokens", "TOKENS", "length of a prompt"),
+    ("output-tokens", "TOKENS", "tokens generated for it"),
 )
 
 
@@ -64,10 +72,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("instead of a command line (or over it)")
     for name, metavar, meaning in _OWN:
         group.add_argument(f"--{name}", metavar=metavar, help=meaning)
+    load = parser.add_argument_group("a load, for throughput and latency")
+    for name, metavar, meaning in _LOAD:
+        load.add_argument(f"--{name}", metavar=metavar, help=meaning)
     group.add_argument("--enforce-eager", action="store_true", default=None, help="as vLLM's")
 
 
-_TAKEN = {"--gpu": 1, "--gpu-total-gib": 1, "--vllm-version": 1, "--json": 0, "--oracle": 1, "--oracle-python": 1}
+_TAKEN = {
+    "--gpu": 1, "--gpu-total-gib": 1, "--vllm-version": 1, "--json": 0, "--oracle": 1, "--oracle-python": 1,
+    **{f"--{name}": 1 for name, _, _ in _LOAD},
+}  # fmt: skip
 """Options of ours inside an unquoted `vllm serve ...`; whatever else stands there is vLLM's."""
 
 
@@ -102,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
-    names = [name.replace("-", "_") for name, _, _ in _OWN]
+    names = [name.replace("-", "_") for name, _, _ in (*_OWN, *_LOAD)]
     names += ["gpu", "gpu_total_gib", "vllm_version", "enforce_eager"]
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 

@@ -59,7 +59,7 @@ def _cache(
     model: Model, kv_dtype: str, dtype: str | None, tp: int, pp: int, rank: int, block: int, hybrid: bool
 ) -> tuple[int, KVPlan] | ArithmeticRefusal:
     try:
-        ranks = _layers(model, kv_dtype, dtype, tp, pp)
+        ranks = layers_of_ranks(model, kv_dtype, dtype, tp, pp)
         before = sum(map(len, ranks[:rank]))
         held = range(before, before + len(ranks[rank]))
         plan = KVPlan.of([layer for one in ranks for layer in one], block, held=held, hybrid_manager=hybrid)
@@ -69,7 +69,9 @@ def _cache(
 
 
 @lru_cache(maxsize=4096)
-def _layers(model: Model, kv_dtype: str, dtype: str | None, tp: int, pp: int) -> tuple[tuple[KVLayer, ...], ...]:
+def layers_of_ranks(
+    model: Model, kv_dtype: str, dtype: str | None, tp: int, pp: int
+) -> tuple[tuple[KVLayer, ...], ...]:
     """What every layer keeps, by pipeline rank: vLLM groups the layers of the whole model."""
     return tuple(
         tuple(

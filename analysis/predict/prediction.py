@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.estimate import Basis, Estimate
 from analysis.predict.settings import Settings
+
+if TYPE_CHECKING:
+    from analysis.throughput.predict import Speed
 
 GIB = 2**30
 
@@ -73,6 +76,8 @@ class Prediction:
     origin: str
     warnings: tuple[str, ...]
     ignored: tuple[str, ...]
+    speed: Speed | None = None
+    """Throughput and latency at the load that the request states."""
 
     def fields(self) -> dict[str, Any]:
         """The fields of a batch's answer, without the id. GiB are 2^30 bytes."""
@@ -91,6 +96,8 @@ class Prediction:
             "kv_cache_tokens_high": int(tokens.high),
         }
         answer |= _gib_interval("device_peak", self.device_peak)
+        if self.speed is not None:
+            answer |= self.speed.fields()
         return answer | {"verdict": self.verdict, "basis": self.basis, "warnings": self.all_warnings()}
 
     def all_warnings(self) -> list[str]:
@@ -118,6 +125,7 @@ class Prediction:
             **_gib_interval("cuda_graph_estimate", self.cuda_graph_estimate),
             **_gib_interval("runtime", self.runtime),
             "calibration": self.origin,
+            **({} if self.speed is None else self.speed.details()),
             "settings": {
                 "vllm_version": s.version_text,
                 "gpu": s.device.name,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from typing import TYPE_CHECKING
 
 from analysis.estimate import Estimate
 from analysis.predict.prediction import GIB, Prediction
+
+if TYPE_CHECKING:
+    from analysis.throughput.predict import Speed
 
 _VERDICTS = {"fits": "FITS", "tight": "TIGHT", "does_not_start": "DOES NOT START"}
 _WIDTH = 110
@@ -40,15 +44,53 @@ def text(p: Prediction) -> str:
         _count(f"requests of {s.max_model_len:,} tokens at once", p.full_length_requests, 2),
         f"{'KV bytes per token' + each:<34}{p.kv_bytes_per_token:>11,}",
         "",
+        *(_speed(p.speed) if p.speed else ()),
         *_wrapped(f"{_VERDICTS[p.verdict]}: ", p.reason if p.verdict != "fits" else _comfort(p)),
         *_wrapped("settings: ", _settings(p)),
         *_wrapped("basis: ", f"{p.basis}, {p.origin}"),
     ]
+    if p.speed:
+        lines += _wrapped("basis of the speed: ", f"{p.speed.basis}, {p.speed.origin}")
     for warning in p.warnings:
         lines += _wrapped("warning: ", warning)
     if p.ignored:
         lines += _wrapped("no effect on GPU memory: ", " ".join(dict.fromkeys(p.ignored)))
     return "\n".join(lines) + "\n"
+
+
+def _speed(s: Speed) -> list[str]:
+    """The block on throughput and latency: means, in ms."""
+    lines = [f"at {s.load}:", _count("output tokens/s", s.tokens_per_s, 0)]
+    if s.ttft is None:
+        lines.append(f"{'TTFT, ms':<34}{'grows without end':>17}")
+    else:
+        lines.append(_time("TTFT, ms", s.ttft))
+    if s.tpot is not None:
+        lines += [
+            _time("TPOT, ms", s.tpot), _time("ITL of a step without prompts, ms", s.itl),
+            _time("ITL of a step with prompts, ms", s.itl_prefill),
+        ]  # fmt: skip
+    if s.ideal_tokens_per_s is not None:
+        lines.append(f"{'by the GPU sheet alone, tokens/s':<34}{s.ideal_tokens_per_s:>11,.0f}   (MBU = MFU = 1)")
+    limited = {"load": "", "max_num_seqs": ", all that max-num-seqs admits", "kv_capacity": ", all that the KV pool "
+               "holds"}[s.limited_by]  # fmt: skip
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in sorted(s.shares.items(), key=_by_share))
+    lines += [
+        f"{'requests in service':<34}{s.in_service:>11,.1f}{limited}",
+        f"{'saturates at, requests/s':<34}{s.most_requests_per_s:>11,.2f}",
+        *_wrapped("bound by ", f"{s.bound}; time goes into {shares}"),
+        "",
+    ]
+    return lines
+
+
+def _by_share(pair: tuple[str, float]) -> float:
+    return -pair[1]
+
+
+def _time(name: str, e: Estimate) -> str:
+    ends = [f"{1e3 * end:,.1f}" if end != float("inf") else "no end" for end in (e.low, e.high)]
+    return f"{name:<34}{1e3 * e.value:>11,.1f}{' - '.join(ends):>24}   {e.basis}"
 
 
 def _row(name: str, e: Estimate) -> str:

@@ -68,6 +68,12 @@ class Request:
     block_size: int | None = None
     vllm_version: str = DEFAULT_VLLM_VERSION
 
+    # A load, for throughput and latency: a closed loop of so many clients, or an open one of so many requests/s.
+    concurrency: int | None = None
+    rate: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
     # What only a command line says.
     revision: str | None = None
     num_gpu_blocks_override: int | None = None
@@ -113,7 +119,21 @@ class Request:
             plural = "s" if len(strange) > 1 else ""
             note = f"field{plural} {', '.join(strange)} not known and ignored"
             request = replace(request, notes=(*request.notes, note))
+        _check_load(request)
         return request
+
+
+def _check_load(request: Request) -> None:
+    """A load is whole or absent. Raises RequestError."""
+    lengths = {"input_tokens": request.input_tokens, "output_tokens": request.output_tokens}
+    missing = [name for name, value in lengths.items() if value is None]
+    if request.concurrency is not None and request.rate is not None:
+        raise RequestError("concurrency and rate are two loads, a closed and an open loop; give one of them")
+    if request.concurrency is None and request.rate is None:
+        if len(missing) < len(lengths):
+            raise RequestError("input_tokens and output_tokens make a load only with concurrency or rate; give one")
+    elif missing:
+        raise RequestError(f"a load needs its lengths: {' and '.join(missing)} missing (tokens)")
 
 
 def _text(field: str, value: Any) -> str:
@@ -248,6 +268,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "enforce_eager": _flag,
     "block_size": _whole(),
     "vllm_version": _version,
+    "concurrency": _whole(at_most=10**6),
+    "rate": _real(0.0, 1e6),
+    "input_tokens": _whole(at_most=10**8),
+    "output_tokens": _whole(at_most=10**8),
 }
 BATCH_FIELDS = ("id", *_CHECKS)
 """Fields of one line of a batch, and of nothing else."""
@@ -283,4 +307,5 @@ def request_of_command(values: Mapping[str, Any], notes: Iterable[str] = (), ign
     request = Request(**given, notes=tuple(notes), ignored=tuple(ignored))
     if request.model is None and request.config is None:
         raise RequestError("there is no model: name one after `vllm serve` or with --model")
+    _check_load(request)
     return request
