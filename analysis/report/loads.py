@@ -1,0 +1,191 @@
+"""Throughput against latency: every workload of a point, and the front that no other point beats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from analysis.report.chart import NARROW, Chart, Spec
+from analysis.report.context import Context, Section, View
+from analysis.report.palette import LIGHT
+from analysis.report.points import Point, median, short
+from analysis.report.table import Column, Table
+
+LATENCIES: Final = (("ttft_p50_s", "TTFT p50"), ("tpot_p50_s", "TPOT p50"))
+VIEWS: Final = 6
+DOTS: Final = 100
+"""Dots of one picture besides its front."""
+_SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right",
+                  "triangle-left")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Load:
+    """A workload of a point, medians over its restarts. Times in seconds, rates in tokens/s."""
+
+    point: Point
+    shape: str
+    name: str
+    concurrency: object
+    rate: float
+    medians: dict[str, float | None]
+    flags: tuple[str, ...]
+    runs: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.point.label}, {self.name}"
+
+
+def loads_of(points: Sequence[Point]) -> list[Load]:
+    """Of every point and workload that completed, in the order of the points."""
+    found = []
+    for point in points:
+        by_name: dict[str, list[dict[str, object]]] = {}
+        for row in point.workloads:
+            if row.get("status") == "ok" and row.get("output_tokens_per_s") is not None:
+                by_name.setdefault(str(row.get("workload")), []).append(row)
+        for name, rows in by_name.items():
+            rate = median(row.get("output_tokens_per_s") for row in rows)
+            assert rate is not None
+            first = rows[0]
+            flags = sorted({str(flag) for row in rows for flag in row.get("flags") or ()})  # type: ignore[attr-defined]
+            found.append(Load(
+                point, f"{_count(first.get('input_tokens'))} in, {_count(first.get('output_tokens'))} out", name,
+                first.get("concurrency"), rate,
+                {key: median(row.get(key) for row in rows)
+                 for key in ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "requests_per_s")},
+                tuple(flags), len(rows),
+            ))  # fmt: skip
+    return found
+
+
+def _count(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else "?"
+
+
+def front(loads: Sequence[Load], latency: str) -> list[Load]:
+    """Loads that no other beats in both: more tokens/s and less latency, by rising throughput."""
+    best: list[Load] = []
+    for load in sorted(loads, key=lambda one: (-one.rate, one.medians[latency] or 0.0)):
+        value = load.medians[latency]
+        if value is not None and (not best or value < (best[-1].medians[latency] or 0.0)):
+            best.append(load)
+    return best[::-1]
+
+
+def section(context: Context) -> Section:
+    out = Section("speed", "Throughput against latency", choose="Model and lengths")
+    loads = loads_of(context.good)
+    if not loads:
+        out.lead = "No workload completed, so there is neither throughput nor latency to show."
+        return out
+    groups: dict[str, list[Load]] = {}
+    for load in loads:
+        groups.setdefault(f"{context.naming.group(load.point)}: {load.shape}", []).append(load)
+    ranked = sorted(groups, key=lambda name: (-len(groups[name]), name))[:VIEWS]
+    for name in sorted(ranked):
+        out.views.append(_view(context, name, groups[name], len(out.views)))
+    out.lead = (
+        "Up and to the left is better: more tokens per second at less waiting. The line is the Pareto front, the "
+        "points that no other point of the picture beats in both. Only workloads of equal lengths share a picture."
+    )
+    bound = [load for load in loads if set(load.flags) & CLIENT_FLAGS]
+    if bound:
+        out.notes.append(f"{len(bound)} of {len(loads)} figures are flagged as held back by the client or by too few "
+                         "requests for their percentiles: hollow marks. Do not quote them.")  # fmt: skip
+    if len(groups) > len(ranked):
+        out.notes.append(f"Pictures show {len(ranked)} of {len(groups)} pairs of model and lengths; the table has all.")
+    out.tables.append(_table(context, loads))
+    return out
+
+
+CLIENT_FLAGS: Final = frozenset({
+    "client_lag", "client_starved", "client_cpu_bound", "send_delay", "client_bound", "no_steady_state",
+    "few_requests_per_slot", "fewer_requests_than_slots", "failed_requests", "aborted",
+})  # fmt: skip
+"""Flags after which a throughput or a latency may be the client's, or no steady one."""
+
+
+def _view(context: Context, name: str, loads: list[Load], number: int) -> View:
+    charts = []
+    formats = sorted({load.point.quantization for load in loads})
+    legend = tuple((short(one, 28), context.quantization_colours[one]) for one in formats)
+    for latency, label in LATENCIES:
+        have = [load for load in loads if load.medians[latency] is not None]
+        if not have:
+            continue
+        best = front(have, latency)
+        rest = [load for load in have if load not in best] if len(have) < 2000 else have
+        if left := max(len(rest) - DOTS, 0):
+            rest = [rest[round(place * (len(rest) - 1) / (DOTS - 1))] for place in range(DOTS)]
+        note = f"{len(have):,} workloads, {len(best)} on the front."
+        if left:
+            note += f" {left:,} dots are left out of the picture, evenly; the front is of all."
+
+        def build(width: int, best=best, rest=rest, latency=latency, label=label) -> Spec:  # type: ignore[no-untyped-def]
+            return _scatter(context, rest, best, formats, latency, label, width)
+
+        charts.append(Chart(f"speed-{number + 1}-{latency[:4]}", f"{label}: {short(name, 70)}", build, legend, note,
+                            widths=(NARROW, 480), heading=label))
+    return View(name, tuple(charts))
+
+
+def _scatter(
+    context: Context, rest: Sequence[Load], best: Sequence[Load], formats: list[str], latency: str, label: str,
+    width: int,
+) -> Spec:  # fmt: skip
+    def mark(load: Load) -> Spec:
+        value = (load.medians[latency] or 0.0) * 1e3
+        return {
+            "x": round(value, 3), "y": round(load.rate, 2), "format": load.point.quantization,
+            "colour": context.quantization_colours[load.point.quantization],
+            "fill": "none" if set(load.flags) & CLIENT_FLAGS else context.quantization_colours[load.point.quantization],
+            "href": f"#find:{load.point.point_id}",
+            "about": f"{load.label}: {load.rate:,.0f} tokens/s, {label} {value:,.1f} ms",
+        }  # fmt: skip
+
+    x = {"field": "x", "type": "quantitative", "title": f"{label}, ms", "scale": {"zero": False, "nice": True},
+         "axis": {"tickCount": 5}}  # fmt: skip
+    y = {"field": "y", "type": "quantitative", "title": "generated tokens/s", "scale": {"zero": True},
+         "axis": {"tickCount": 5}}  # fmt: skip
+    shapes = [_SHAPES[place % len(_SHAPES)] for place in range(len(formats))]
+    common = {
+        "x": x, "y": y, "stroke": {"field": "colour", "type": "nominal", "scale": None},
+        "fill": {"field": "fill", "type": "nominal", "scale": None},
+        "shape": {"field": "format", "type": "nominal", "scale": {"domain": formats, "range": shapes}, "legend": None},
+        "href": {"field": "href"}, "description": {"field": "about"},
+    }  # fmt: skip
+    return {
+        "width": width, "height": 300, "autosize": {"type": "fit", "contains": "padding"},
+        "layer": [
+            {"data": {"values": [mark(load) for load in best]},
+             "mark": {"type": "line", "color": LIGHT["muted"], "strokeWidth": 1.5, "strokeDash": [4, 3]},
+             "encoding": {"x": x, "y": y}},
+            {"data": {"values": [mark(load) for load in rest]},
+             "mark": {"type": "point", "size": 38, "fillOpacity": 0.55, "strokeWidth": 1.2}, "encoding": common},
+            {"data": {"values": [mark(load) for load in best]},
+             "mark": {"type": "point", "size": 70, "fillOpacity": 1, "strokeWidth": 1.5}, "encoding": common},
+        ],
+    }  # fmt: skip
+
+
+def _table(context: Context, loads: Sequence[Load]) -> Table:
+    def ms(load: Load, key: str) -> float | None:
+        value = load.medians[key]
+        return None if value is None else 1e3 * value
+
+    columns = [Column("Model"), Column("Format"), Column("T", "0"), Column("S", "0"), Column("Workload"),
+               Column("Concurrency", "0"), Column("tokens/s", "1"), Column("TTFT p50, ms", "1"),
+               Column("TTFT p99, ms", "1"), Column("TPOT p50, ms", "2"), Column("TPOT p99, ms", "2"),
+               Column("E2E p50, ms", "0"), Column("Starts", "0"), Column("Flags"),
+               Column("point_id", "id")]  # fmt: skip
+    rows = [
+        [context.naming.group(load.point), load.point.quantization, load.point.tokens, load.point.seqs, load.name,
+         load.concurrency, load.rate, ms(load, "ttft_p50_s"), ms(load, "ttft_p99_s"), ms(load, "tpot_p50_s"),
+         ms(load, "tpot_p99_s"), ms(load, "e2e_p50_s"), load.runs, ", ".join(load.flags), load.point.point_id]
+        for load in loads
+    ]  # fmt: skip
+    return Table("workloads", "Every workload", columns, rows, "Medians over the restarts of a point.",
+                 "SELECT * FROM workloads WHERE point_id = 'POINT_ID'", sets=context.roots)  # fmt: skip

@@ -1,0 +1,144 @@
+"""The page: sections to one HTML file that asks nothing of any network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Final
+
+from analysis.report import palette
+from analysis.report.chart import Chart, inline
+from analysis.report.context import Context, Section
+from analysis.report.fragment import Fragment
+from analysis.report.sections import sections
+from analysis.report.table import Table, to_json
+from analysis.report.timeline import bundle
+
+HERE: Final = Path(__file__).resolve().parent
+
+POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src data: blob:; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""The browser itself refuses every request of the page; Vega makes functions of its expressions."""
+
+
+def build(
+    context: Context, made_unix_s: float, say: Callable[[str], None] = lambda _: None
+) -> tuple[str, list[Chart], list[Table]]:
+    """The whole page, and the charts and tables in it, for their files."""
+    charts: list[Chart] = []
+    tables: list[Table] = []
+    bodies, links, styles, scripts = [], [], [], []
+    for one in sections(context, say):
+        links.append(f'<a href="#{escape(one.anchor)}">{escape(one.title)}</a>')
+        if isinstance(one, Fragment):
+            bodies.append(_section(one.anchor, one.title, one.html))
+            styles.append(one.style)
+            scripts.append(_of_fragment(one))
+            continue
+        bodies.append(_section(one.anchor, one.title, _inside(one)))
+        charts += [chart for view in one.views for chart in view.charts]
+        tables += one.tables
+    names = ", ".join(one.name for one in context.sets) or "no set"
+    made = datetime.fromtimestamp(made_unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    parts = [
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>",
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name=viewport content="width=device-width,initial-scale=1">',
+        f"<title>{escape(names)}: vllm-calibrate report</title>",
+        "<link rel=icon href=data:,>",
+        f"<style>{palette.css()}{_asset('page.css')}{_style(styles)}</style>",
+        '<script>document.documentElement.classList.add("js")</script></head><body>',
+        f"<header class=top><div><h1>{escape(names)}</h1><p>{escape(_summary(context))}</p></div>"
+        "<button class=theme id=theme type=button hidden>Dark theme</button></header>",
+        f'<div class=layout><nav class=contents aria-label="Sections">{"".join(links)}</nav><main>',
+        *bodies,
+        f"<footer>Made by vllm-calibrate on {made}. GiB and MiB are powers of two. Pictures are beside this file in "
+        "pictures/, tables in tables/.</footer></main></div>",
+        f"<script>{_script(_asset('page.js'))}</script>",
+        *scripts,
+        "</body></html>\n",
+    ]
+    return "".join(parts), charts, tables
+
+
+def _asset(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _script(code: str) -> str:
+    """Code that may stand inside a script element."""
+    return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _style(styles: list[str]) -> str:
+    return "".join(styles).replace("</style", "")
+
+
+def _section(anchor: str, title: str, inside: str) -> str:
+    return f'<section id="{escape(anchor)}"><h2>{escape(title)}</h2>{inside}</section>'
+
+
+def _of_fragment(one: Fragment) -> str:
+    if not one.script:
+        return ""
+    name = escape(one.anchor)
+    return (
+        f'<script type="application/json" id="data-{name}">{to_json(one.data)}</script>'
+        f'<script>(function(root,data){{{_script(one.script)}\n}})(document.getElementById("{name}"),'
+        f'JSON.parse(document.getElementById("data-{name}").textContent));</script>'
+    )
+
+
+def _inside(one: Section) -> str:
+    parts = [f"<p>{escape(one.lead)}</p>"] if one.lead else []
+    if one.notes:
+        parts.append(f"<ul class=notes>{''.join(f'<li>{escape(note)}</li>' for note in one.notes)}</ul>")
+    parts.append(one.html)
+    if one.anchor == "timeline" and one.data:
+        parts.append('<div class=choose id=timeline-choose hidden><label for=timeline-run>Run</label>'
+                     "<select id=timeline-run></select> <span class=id id=timeline-id></span></div>")  # fmt: skip
+    parts.append(_views(one))
+    parts += [table.html() for table in one.tables]
+    if one.anchor == "timeline" and one.data:
+        parts.append(f'<script type="application/json" id="timeline-data">{to_json(one.data)}</script>'
+                     f'<script type="text/plain" id="vega">{_script(bundle())}</script>')  # fmt: skip
+    return "".join(parts)
+
+
+def _views(one: Section) -> str:
+    if not one.views:
+        return ""
+    out = []
+    if len(one.views) > 1:
+        options = "".join(f"<option>{escape(view.name)}</option>" for view in one.views)
+        out.append(f'<div class=choose><label for="choose-{one.anchor}">{escape(one.choose)}</label>'
+                   f'<select id="choose-{one.anchor}" data-views="views-{one.anchor}">{options}</select>'
+                   "</div>")  # fmt: skip
+    blocks = []
+    for place, view in enumerate(one.views):
+        several = len(view.charts) > 1 or one.anchor in ("maps", "predicted")
+        shape = ("two" if one.anchor == "speed" else "") if several else "one"
+        head = f"<div class=head>{view.head}</div>" if view.head else ""
+        drawn = "".join(inline(chart, titled=several) for chart in view.charts)
+        blocks.append(f'<div class="view {shape}{" on" if place == 0 else ""}">{head}{drawn}</div>')
+    return f'{"".join(out)}<div id="views-{one.anchor}">{"".join(blocks)}</div>'
+
+
+def _summary(context: Context) -> str:
+    rows = [row for point in context.points for row in point.rows]
+    if not rows:
+        return "No engine start could be read; what could not is told below."
+    counts = Counter(str(row.get("status")) for row in rows)
+    words = [f"{counts[name]:,} {name.replace('_', ' ')}" for name in ("ok", "memory_only", "failed", "pruned")
+             if counts[name]]  # fmt: skip
+    models = len({point.model for point in context.points})
+    versions = sorted({str(row["vllm_version"]) for row in rows if row.get("vllm_version")})
+    devices = sorted({str(row["device_name"]) for row in rows if row.get("device_name")})
+    return (f"{len(rows):,} engine starts ({', '.join(words)}) of {len(context.points):,} points, {models} "
+            f"{'model' if models == 1 else 'models'}; vLLM {', '.join(versions[:3]) or 'unknown'} on "
+            f"{', '.join(devices[:3]) or 'an unknown device'}.")  # fmt: skip
