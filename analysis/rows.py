@@ -8,10 +8,10 @@ from typing import Any
 
 Row = dict[str, Any]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Newest schema of result sets that is read here; bench/record/tables.py holds the history."""
 
-TABLES = ("engines", "workloads", "samples")
+TABLES = ("engines", "workloads", "requests", "samples")
 STARTED = ("ok", "memory_only")
 """Status of rows whose engine started and was measured."""
 
@@ -32,7 +32,7 @@ def read_table(root: Path, table: str = "engines", columns: Sequence[str] | None
 
     Args:
         root: the set's folder, `results/<set>`, or a Parquet file of that table itself.
-        columns: read only these; a column that an older file lacks is null.
+        columns: read only these. A column that an older file lacks is null in its rows.
 
     Raises:
         RowsError: no such set, a file that is no Parquet, or one with a newer schema.
@@ -60,8 +60,9 @@ def read_table(root: Path, table: str = "engines", columns: Sequence[str] | None
         except (pa.ArrowException, OSError) as broken:
             first = (str(broken).strip().splitlines() or [type(broken).__name__])[0]
             raise RowsError(f"{path} is not a readable Parquet file: {first}") from None
-        rows += read if columns is None else [{c: row.get(c) for c in columns} for row in read]
-    return rows
+        rows += read
+    names = list(dict.fromkeys(name for row in rows for name in row)) if columns is None else columns
+    return [{name: row.get(name) for name in names} for row in rows]
 
 
 def _check_schema(path: Path, metadata: Mapping[bytes, bytes]) -> None:

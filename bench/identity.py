@@ -11,7 +11,6 @@ from bench.config import BenchConfig
 
 # Settings that decide how long to wait or where to listen, not what is measured.
 _ENGINE_IGNORED = frozenset({"port", "startup_timeout_s", "stop_timeout_s"})
-_WORKLOAD_IGNORED = frozenset({"timeout_s", "stall_timeout_s"})
 
 
 def content_hash(content: Any, length: int = 16) -> str:
@@ -23,10 +22,7 @@ def content_hash(content: Any, length: int = 16) -> str:
 def point_content(cfg: BenchConfig, model_config: dict[str, Any], device_kind: str, launcher: str) -> dict[str, Any]:
     """The measured content of a request, after `auto` settings were resolved."""
     engine = {k: v for k, v in dataclasses.asdict(cfg.engine).items() if k not in _ENGINE_IGNORED}
-    points = [
-        {k: v for k, v in dataclasses.asdict(point).items() if k not in _WORKLOAD_IGNORED}
-        for point in cfg.workload.points
-    ]
+    points = [point.content() for point in cfg.workload.points]
     return {
         "model": {
             "source": cfg.model.source,

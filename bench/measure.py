@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-import shutil
 import signal
-import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bench import checkpoint
-from bench.config import WorkloadPoint
 from bench.engine import failure, logs, memory, phases
 from bench.engine.base import EngineProcess, LaunchRequest
 from bench.engine.command import engine_env, serve_argv
@@ -28,13 +22,9 @@ from bench.engine.lifecycle import StartFailed, StopReport, stop, wait_ready
 from bench.engine.server import Server, ServerError, free_port, port_is_free
 from bench.engine.shared_memory import remove_leaked_shared_memory, shared_memory_names
 from bench.environment import gpu_names, inherited_variables
-from bench.errors import BenchError
 from bench.expectation import Expectation, expect
-from bench.load.closed_loop import run_closed_loop
 from bench.load.metrics import parse_metrics
-from bench.load.prompts import derive_seed
-from bench.load.result import LoadResult
-from bench.load.spec import LoadSpec
+from bench.outcome import Outcome, fail
 from bench.progress import Progress
 from bench.record.store import ResultSet
 from bench.request import Request
@@ -44,27 +34,14 @@ from bench.rows import (
     request_columns,
     sample_rows,
     telemetry_columns,
-    workload_columns,
+    telemetry_flags,
     workload_telemetry,
 )
-from bench.telemetry import throttle
+from bench.scratch import scratch_dir
 from bench.telemetry.engine_cgroup import EngineCgroup
+from bench.telemetry.off import NoSampler
 from bench.telemetry.sampler import Sampler, read_samples
-
-# Flags of a load run that speak of too few samples: about the workload's design, not about the engine start.
-_DESIGN_FLAGS = frozenset({"few_samples_p95", "few_samples_p99", "few_requests_per_slot", "fewer_requests_than_slots"})
-
-TOO_SLOW = "not finished within"
-
-
-@dataclass
-class Outcome:
-    """The rows of one engine start."""
-
-    run_id: str
-    engine: dict[str, Any]
-    workloads: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+from bench.workload_run import WorkloadRun
 
 
 def measure(
@@ -109,30 +86,6 @@ def measure(
     return outcome
 
 
-def fail(row: dict[str, Any], phase: str, cause: str, sentence: str, detail: str = "", status: str = "failed") -> None:
-    """Record a failure. The first one stands: what breaks later is usually its consequence."""
-    if row.get("failure_cause") is None:
-        row |= {"status": status, "failure_phase": phase, "failure_cause": cause, "failure_sentence": sentence}
-        row["failure_detail"] = detail or None
-
-
-@contextlib.contextmanager
-def scratch_dir(configured: str | None) -> Iterator[Path]:
-    """A folder for one engine's model, sockets and temporary files; short, because socket paths may have 107 bytes."""
-    try:
-        if configured:
-            Path(configured).mkdir(parents=True, exist_ok=True)
-        # Absolute: the engine runs in this folder, and a relative name would mean another one there.
-        folder = Path(tempfile.mkdtemp(prefix="vcal-", dir=configured)).absolute()
-    except OSError as error:
-        raise BenchError(f"paths.scratch={configured or tempfile.gettempdir()}: cannot be written ({error.strerror}); "
-                         "name a folder that can, as in paths.scratch=/tmp") from error  # fmt: skip
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 class EngineStart:
     """One engine start in progress: what `measure` does between two clean devices."""
 
@@ -158,7 +111,12 @@ class EngineStart:
         cfg = self.request.cfg
         names = gpu_names(cfg.device) if self.request.device_kind == "cuda" else ()
         gpus = [int(name) if name.isdecimal() else name for name in names]
-        sampler = Sampler(self.scratch / "telemetry", gpus, cfg.telemetry.hz, cfg.telemetry.pss_hz)
+        folder = self.scratch / "telemetry"
+        sampler: Sampler | NoSampler = NoSampler(folder)
+        if cfg.telemetry.enabled:
+            sampler = Sampler(folder, gpus, cfg.telemetry.hz, cfg.telemetry.pss_hz)
+        else:
+            self.row["warnings"].append("telemetry.enabled=false: no device or process figures were taken")
         try:
             with self.cgroup, sampler:
                 self.phase(sampler, "gate")
@@ -185,7 +143,7 @@ class EngineStart:
         finally:
             self.finish(sampler)
 
-    def phase(self, sampler: Sampler, name: str) -> None:
+    def phase(self, sampler: Sampler | NoSampler, name: str) -> None:
         """Enter a phase, for the timeline and for the person who watches."""
         sampler.mark(name)
         self.progress.phase(name)
@@ -204,7 +162,7 @@ class EngineStart:
             self.row["flags"].append("device_not_clean_after")
         return gate.clean
 
-    def start(self, sampler: Sampler) -> None:
+    def start(self, sampler: Sampler | NoSampler) -> None:
         """Launch and wait until the engine answers. Raises `StartFailed`."""
         request, engine = self.request, self.request.cfg.engine
         port = engine.port or free_port()
@@ -257,74 +215,13 @@ class EngineStart:
         if applied.sentence:
             fail(self.row, "load", "quantization_not_applied", applied.sentence)
 
-    def run_workloads(self, sampler: Sampler) -> None:
-        """Every workload of the request, in order, on this engine. A dead engine ends them."""
-        began = time.monotonic()
-        for position, point in enumerate(self.request.cfg.workload.points):
-            row = {"run_id": self.outcome.run_id, "point_id": self.request.point_id, "workload": point.name}
-            row |= {"position": position, "started_unix_s": time.time()}
-            self.outcome.workloads.append(row)
-            self.run_workload(sampler, row, position)
-            if self.row.get("failure_cause"):
-                break
-        self.row["workloads_s"] = time.monotonic() - began
-
-    def run_workload(self, sampler: Sampler, row: dict[str, Any], position: int) -> None:
-        """One workload; its row is filled even if the engine dies under it."""
+    def run_workloads(self, sampler: Sampler | NoSampler) -> None:
+        """Every workload of the request, on this engine."""
         assert self.server is not None and self.process is not None
-        point = self.request.cfg.workload.points[position]
-        spec = LoadSpec(
-            point.concurrency, point.num_requests, point.input_tokens, point.output_tokens, 0,
-            # Each workload of a list has prompts of its own: equal ones would meet a warm prefix cache.
-            derive_seed(point.seed, position, "measured"), point.temperature, point.top_p, point.timeout_s,
-            point.stall_timeout_s,
-        )  # fmt: skip
-        row |= {"warmup_requests": point.warmup_requests, "seed": point.seed}
-        with contextlib.suppress(ServerError):
-            self.server.call_workers("calibrate_reset_peaks", [point.name])
-        if point.warmup_requests:
-            # A run of its own, so that the phase is marked while the engine idles and not inside the client's clock.
-            self.phase(sampler, f"warmup:{point.name}")
-            seed = derive_seed(point.seed, position, "warmup")
-            warmup = self.load(dataclasses.replace(spec, num_requests=point.warmup_requests, seed=seed), point)
-            if not warmup.completed:
-                row["status"] = "failed"
-                self.workload_failed(row, warmup)
-                return
-        self.phase(sampler, f"load:{point.name}")
-        result = self.load(spec, point)
-        self.phase(sampler, "ready")
-        row |= workload_columns(result) | {"started_unix_s": result.started_unix_s}
-        row |= self.worker_peaks()
-        row["status"] = "ok" if result.completed == spec.num_requests else "failed"
-        self.row["flags"] += [f for f in result.flags if f not in _DESIGN_FLAGS and f not in self.row["flags"]]
-        if row["status"] == "failed":
-            self.workload_failed(row, result)
-
-    def load(self, spec: LoadSpec, point: WorkloadPoint) -> LoadResult:
-        """Drive the engine once, showing how far it is; a dead engine or one that is too slow ends it at once."""
-        assert self.server is not None
-        began = time.monotonic()
-
-        def show(now: Any) -> None:
-            if view := self.progress.point:
-                view.detail = f"{now.finished}/{now.total}"
-                view.tokens_per_s = now.finished * spec.output_tokens / now.elapsed_s if now.elapsed_s > 0 else None
-
-        def dead() -> str | None:
-            status = self.process.poll() if self.process else None
-            if status is not None:
-                return f"the engine ended with {status}"
-            if point.max_duration_s and time.monotonic() - began > point.max_duration_s:
-                return f"{TOO_SLOW} max_duration_s={point.max_duration_s:g}"
-            return None
-
-        vocabulary = checkpoint.vocabulary_size(self.request.source.config)
-        name = self.request.cfg.model.name
-        result = run_closed_loop(self.server.base_url, name, spec, vocabulary, on_progress=show, should_abort=dead)
-        if view := self.progress.point:
-            view.detail, view.tokens_per_s = "", None
-        return result
+        WorkloadRun(
+            self.request, self.outcome, self.server, self.process, self.progress,
+            lambda name: self.phase(sampler, name), lambda: self.failure(timed_out=False, ready=True),
+        ).run()  # fmt: skip
 
     # -- what went wrong ---------------------------------------------------------------------------------------
 
@@ -332,29 +229,8 @@ class EngineStart:
         """Say why the engine did not become ready."""
         found = self.failure(error.timed_out, ready=False)
         fail(self.row, found.phase, found.cause, found.sentence, found.detail)
-        self.take_failure_facts(found)
+        self.row["missing_kernel"], self.row["shortfall_bytes"] = found.missing_kernel, found.shortfall_bytes
         self.memory_terms()
-
-    def workload_failed(self, row: dict[str, Any], result: LoadResult) -> None:
-        """Say why requests failed. An engine that lacks a kernel was still measured for memory."""
-        if result.abort_reason.startswith(TOO_SLOW):
-            done = f"{result.completed} of {result.spec.num_requests} requests done"
-            kernels = ", ".join(self.row.get("linear_kernels") or ())
-            sentence = f"{result.abort_reason} of workload {row['workload']}: {done}; kernels: {kernels}"
-            row |= {"failure_cause": "too_slow", "failure_sentence": sentence}
-            fail(self.row, "runtime", "too_slow", sentence, status="memory_only")
-            return
-        found = self.failure(timed_out=False, ready=True)
-        kinds = ", ".join(f"{number} {kind}" for kind, number in result.outcomes.items() if number and kind != "ok")
-        first = next(iter(result.errors.values()), "")
-        known = found.cause != "unknown"
-        row["failure_cause"] = found.cause if known else "requests_failed"
-        row["failure_sentence"] = (
-            found.sentence if known else f"{kinds} of {result.spec.num_requests} requests: {first}"
-        )
-        status = "memory_only" if found.cause == "missing_kernel" else "failed"
-        fail(self.row, "runtime", row["failure_cause"], row["failure_sentence"], found.detail, status)
-        self.take_failure_facts(found)
 
     def failure(self, timed_out: bool, ready: bool) -> failure.Failure:
         """The root cause, from the engine's log, the probe and how the process ended."""
@@ -369,11 +245,6 @@ class EngineStart:
             oom_killed=bool(self.cgroup.oom_kills()),
             timeout_s=self.request.cfg.engine.startup_timeout_s,
         )
-
-    def take_failure_facts(self, found: failure.Failure) -> None:
-        """Columns that only some failures have."""
-        self.row["missing_kernel"] = found.missing_kernel
-        self.row["shortfall_bytes"] = found.shortfall_bytes
 
     # -- readings ----------------------------------------------------------------------------------------------
 
@@ -401,15 +272,6 @@ class EngineStart:
         self.row["warnings"] += [w for w in terms.warnings if w not in self.row["warnings"]]
         return terms
 
-    def worker_peaks(self) -> dict[str, Any]:
-        """Peaks of the workers since the last reset, as workload columns."""
-        assert self.server is not None
-        try:
-            reports = self.server.call_workers("calibrate_report")
-        except ServerError:
-            return {}
-        return memory.runtime_peaks(reports)
-
     # -- the end -----------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
@@ -425,14 +287,14 @@ class EngineStart:
         else:
             self.guard.forget(self.process.session_id)
 
-    def finish(self, sampler: Sampler) -> None:
+    def finish(self, sampler: Sampler | NoSampler) -> None:
         """Sum up telemetry and phases once everything has stopped."""
         telemetry = sampler.stop()
         self.row |= telemetry_columns(telemetry)
         self.row["warnings"] += [error for error in telemetry.errors if error not in self.row["warnings"]]
-        for row in self.outcome.workloads:
-            if seen := telemetry.phases.get(f"load:{row['workload']}"):
-                row |= workload_telemetry(seen)
+        samples = read_samples(sampler.path) if sampler.path.exists() else []
+        for stretch in self.outcome.stretches:
+            stretch.row |= workload_telemetry(stretch, telemetry.phases.get(stretch.phase), samples)
         peaks = [row.get("activation_peak_bytes") for row in self.outcome.workloads]
         self.row["runtime_activation_peak_bytes"] = max((p for p in peaks if p is not None), default=None)
         rss = [row.get("worker_rss_peak_bytes") for row in self.outcome.workloads]
@@ -440,14 +302,13 @@ class EngineStart:
         self.row |= phases.startup_columns(
             self.probe_dir, self.log_text(), self.launched_unix_s, self.ready_unix_s or None
         )
-        self.row["flags"] += _telemetry_flags(self.row)
+        self.row["flags"] += telemetry_flags(self.row)
         if not telemetry.complete:
             # Peaks of a part of the start read like peaks of all of it.
             self.row["flags"].append("telemetry_lost")
         if self.row.get("failure_cause") is None:
             self.row["status"] = "ok"
-        if sampler.path.exists():
-            samples = read_samples(sampler.path)
+        if samples:
             self.row["tree_pss_ready_bytes"] = pss_when_ready(samples)
             self.outcome.samples = sample_rows(self.outcome.run_id, samples)
         if self.log.exists():
@@ -457,20 +318,7 @@ class EngineStart:
                 self.row["log_file"] = None
 
 
-def _telemetry_flags(row: dict[str, Any]) -> list[str]:
-    flags = []
-    if set(row.get("throttle_reasons") or ()) - throttle.BENIGN:
-        flags.append("throttled")
-    if row.get("foreign_memory_peak_bytes"):
-        flags.append("foreign_gpu_memory")
-    if row.get("gpu_lost"):
-        flags.append("gpu_lost")
-    if row.get("launcher_fallback"):
-        flags.append("launcher_fallback")
-    return flags
-
-
-def _memory_now(sampler: Sampler) -> int | None:
+def _memory_now(sampler: Sampler | NoSampler) -> int | None:
     sample = sampler.latest()
     if sample is None:
         return None

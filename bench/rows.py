@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.checkpoint import text_config
 from bench.load.result import LoadResult
+from bench.outcome import Stretch
 from bench.record.tables import table_schema
 from bench.request import Request
+from bench.telemetry import throttle
 from bench.telemetry.samples import Sample
 from bench.telemetry.summary import PhasePeaks, TelemetrySummary
+from bench.telemetry.window import load_window
 
 
 def as_json(value: Any) -> str | None:
@@ -86,53 +89,129 @@ def telemetry_columns(telemetry: TelemetrySummary) -> dict[str, Any]:
     }
 
 
+def telemetry_flags(row: dict[str, Any]) -> list[str]:
+    """Flags that follow from what the telemetry saw, and from how the engine was launched."""
+    flags = []
+    if set(row.get("throttle_reasons") or ()) - throttle.BENIGN:
+        flags.append("throttled")
+    if row.get("foreign_memory_peak_bytes"):
+        flags.append("foreign_gpu_memory")
+    if row.get("gpu_lost"):
+        flags.append("gpu_lost")
+    if row.get("launcher_fallback"):
+        flags.append("launcher_fallback")
+    return flags
+
+
 def merged_load(telemetry: TelemetrySummary) -> list[PhasePeaks]:
     """The phases under measured load."""
     return [peaks for name, peaks in telemetry.phases.items() if name.startswith("load:")]
 
 
+# What the load client calls it -> what the table does. Names of the table's first version stay.
+_RENAMED = {
+    "seed": "run_seed",
+    "client_workers": "workers",
+    "engine_num_preemptions": "preemptions",
+    "engine_prefix_cache_hits_tokens": "prefix_cache_hit_tokens",
+    "engine_request_queue_time_mean_s": "queue_time_mean_s",
+    "engine_gauge_kv_cache_usage_max_ratio": "kv_cache_usage_peak",
+    "engine_gauge_requests_running_mean": "requests_running_mean",
+    "engine_gauge_requests_running_max": "requests_running_peak",
+    "engine_gauge_requests_waiting_max": "requests_waiting_peak",
+    "engine_gauge_readings": "gauge_readings",
+    "engine_gauge_poll_hz": "gauge_poll_hz",
+    "client_loop_lag_p50_s": "loop_lag_p50_s",
+    "client_loop_lag_p99_s": "loop_lag_p99_s",
+    "client_loop_lag_max_s": "loop_lag_max_s",
+}
+_WHOLE = ("input_tokens", "output_tokens", "preemptions", "prefix_cache_hit_tokens", "engine_generation_tokens")
+
+
 def workload_columns(result: LoadResult) -> dict[str, Any]:
     """What the client and the engine's own counters say of one workload."""
-    row: dict[str, Any] = {
-        "pattern": "closed_loop",
-        "completed": result.completed,
-        "failed": result.failed,
+    said = result.to_row()
+    said |= {ours: said[theirs] for theirs, ours in _RENAMED.items() if theirs in said}
+    row: dict[str, Any] = {name: said[name] for name in table_schema("workloads").names if name in said}
+    # The row's own seed is the one of the configuration, and is known before the load.
+    row.pop("seed", None)
+    if result.spec.pattern not in ("gamma", "ramp"):
+        row["burstiness"] = None
+    if result.spec.pattern != "trace":
+        row["trace_speed"] = None
+    row["client_placement"] = row.get("client_placement") or None
+    row |= {name: None if row.get(name) is None else round(row[name]) for name in _WHOLE}
+    received = sum(record.output_tokens for record in result.records)
+    difference = result.engine.lost_tokens(received)
+    if difference and not result.failed and not result.not_sent:
+        # One of the two counts wrongly, or somebody else used the engine. A request cut off explains a rest by itself.
+        row["flags"] = [*row["flags"], "token_count_mismatch"]
+    row |= {
         "outcomes_json": as_json(result.outcomes),
-        "flags": list(result.flags),
-        "window_s": result.whole.window_s,
-        "output_tokens_per_s": result.whole.output_tokens_per_s,
-        "total_tokens_per_s": result.whole.total_tokens_per_s,
-        "requests_per_s": result.whole.requests_per_s,
-        "steady_window_s": result.steady.window_s,
-        "steady_output_tokens_per_s": result.steady.output_tokens_per_s,
-        "preemptions": _whole(result.engine.num_preemptions),
-        "prefix_cache_hit_tokens": _whole(result.engine.prefix_cache_hits_tokens),
-        # Zero is not a peak: a short load ended between two looks at the gauge.
-        "kv_cache_usage_peak": result.engine.kv_cache_usage_max_ratio or None,
-        "queue_time_mean_s": result.engine.request_queue_time_mean_s,
-        "client_cpu_us_per_token": result.client.cpu_us_per_token,
-        "client_share_of_machine": result.client.share_of_machine,
-        "loop_lag_p99_s": result.client.loop_lag_p99_s,
-        "send_delay_p99_s": result.client.send_delay_p99_s,
+        "errors_json": as_json(result.errors),
+        "served_requests_per_s": _served_per_s(result),
+        "received_tokens": received,
+        "token_count_difference": difference,
+        "client_bound": "client_bound" in result.flags,
     }
-    for name in ("concurrency", "num_requests", "input_tokens", "output_tokens", "temperature", "top_p"):
-        row[name] = getattr(result.spec, name)
-    for name in ("ttft", "tpot", "itl", "e2e"):
-        row |= getattr(result, f"{name}_s").columns(name)
-    for surplus in ("ttft_count", "tpot_count", "e2e_count"):
-        row.pop(surplus)
     return row
 
 
-def workload_telemetry(peaks: PhasePeaks) -> dict[str, Any]:
-    """What the sampler saw during one workload; known only when the whole run has stopped."""
-    return {
-        "device_memory_peak_bytes": peaks.device_memory_peak_bytes,
-        "process_memory_peak_bytes": peaks.process_memory_peak_bytes,
-        "tree_pss_peak_bytes": peaks.tree_pss_peak_bytes,
-        "power_mean_w": peaks.power_mean_w,
-        "energy_j": peaks.energy_j,
-    }
+def _served_per_s(result: LoadResult) -> float | None:
+    """Completions a second, between the first and the last: the offered rate where the engine keeps up, its capacity
+    where it does not. Unlike a rate over the whole run it is not lowered by the time the last requests take. None for a
+    closed loop, whose first completions come all at once."""
+    ends_ns = [record.end_ns for record in result.records if record.outcome == "ok"]
+    if not result.spec.is_open or len(ends_ns) < 2 or max(ends_ns) == min(ends_ns):
+        return None
+    return (len(ends_ns) - 1) * 1e9 / (max(ends_ns) - min(ends_ns))
+
+
+def request_rows(row: dict[str, Any], result: LoadResult) -> list[dict[str, Any]]:
+    """The requests table of one workload, whose `row` of the workloads table says which."""
+    identity = {name: row[name] for name in ("run_id", "workload", "position")}
+    columns = result.request_columns(chunks=result.spec.save_chunks)
+    return [identity | dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def workload_telemetry(stretch: Stretch, phase: PhasePeaks | None, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What the sampler saw during one workload; known only when the whole run has stopped.
+
+    Peaks are of the phase, which is a little longer than the measured window; rates and energy of the window itself.
+    """
+    columns: dict[str, Any] = {}
+    if phase is not None:
+        names = ("device_memory_peak_bytes", "process_memory_peak_bytes", "tree_pss_peak_bytes")
+        columns |= {name: getattr(phase, name) for name in names}
+    if stretch.whole is not None:
+        seen = load_window(samples, *stretch.whole)
+        tokens = stretch.row.get("received_tokens")
+        columns |= {
+            "power_mean_w": seen.power_mean_w,
+            "energy_j": seen.energy_j,
+            "energy_source": seen.energy_source,
+            "energy_j_per_token": _over(seen.energy_j, tokens),
+            "sm_clock_mean_mhz": seen.sm_clock_mean_mhz,
+            "sm_clock_min_mhz": seen.sm_clock_min_mhz,
+            "temperature_peak_c": seen.temperature_peak_c,
+            "gpu_utilization_mean_pct": seen.gpu_utilization_mean_pct,
+            "throttle_reasons": None if seen.throttle_names is None else list(seen.throttle_names),
+            "engine_cpu_s": seen.engine_cpu_s,
+            "engine_cpu_us_per_token": _over(None if seen.engine_cpu_s is None else seen.engine_cpu_s * 1e6, tokens),
+            "engine_cpu_cores": _over(seen.engine_cpu_s, seen.duration_s),
+            "window_samples": seen.samples,
+        }
+    if stretch.steady is not None:
+        seen = load_window(samples, *stretch.steady)
+        rate = stretch.row.get("steady_output_tokens_per_s")
+        columns |= {
+            "steady_power_mean_w": seen.power_mean_w,
+            "steady_energy_j_per_token": _over(seen.power_mean_w, rate),
+            "steady_engine_cpu_us_per_token": _over(
+                None if seen.engine_cpu_s is None else seen.engine_cpu_s * 1e6 / seen.duration_s, rate
+            ),
+        }
+    return columns
 
 
 def pss_when_ready(samples: Iterable[Sample]) -> int | None:
@@ -152,8 +231,8 @@ def sample_rows(run_id: str, samples: Iterable[Sample]) -> list[dict[str, Any]]:
     return [{"run_id": run_id, **{name: getattr(sample, name) for name in names}} for sample in samples]
 
 
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
+def _over(value: float | None, count: float | None) -> float | None:
+    return value / count if value is not None and count else None
 
 
 def _known(peaks: list[PhasePeaks], name: str) -> list[float]:

@@ -122,7 +122,7 @@ class Runner:
         assert self._launchers and self._guard
         outcome = measure(request, self._environment(request), results, self._launchers, self._guard, progress)
         try:
-            results.write(outcome.run_id, outcome.engine, outcome.workloads, outcome.samples)
+            results.write(outcome.run_id, outcome.engine, outcome.workloads, outcome.samples, outcome.requests)
         except StoreError as error:
             # Without a place for results there is no point in starting more engines.
             self._broken = error

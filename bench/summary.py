@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from bench.config.knee import SHARE_OBJECTIVES
+from bench.knee import Knee
+from bench.load_summary import print_loads
 from bench.progress import gib
 
 STATUSES = ("ok", "memory_only", "pruned", "failed")
@@ -21,18 +25,42 @@ def peak_bytes(row: dict[str, Any]) -> int | None:
     return row.get("device_memory_peak_bytes") or row.get("tree_pss_peak_bytes")
 
 
+def fastest(workloads: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The row with the highest throughput of one engine; of a knee search only the load that holds counts."""
+    standing = (w for w in workloads if w.get("knee_trial") is None or w.get("knee_answer"))
+    return max(standing, key=lambda w: w.get("output_tokens_per_s") or 0.0, default={})
+
+
 def best_speed(workloads: Iterable[dict[str, Any]]) -> float | None:
     """Highest throughput of the workloads on one engine, generated tokens/s."""
-    return max((w["output_tokens_per_s"] for w in workloads if w.get("output_tokens_per_s")), default=None)
+    return fastest(workloads).get("output_tokens_per_s") or None
+
+
+def knees(workloads: Iterable[dict[str, Any]]) -> list[str]:
+    """The answer of each knee search, a sentence each."""
+    found: dict[tuple[str, str], str] = {}
+    for row in workloads:
+        if row.get("knee_outcome"):
+            knee = Knee(row["knee_outcome"], row["knee_highest_met"], row["knee_lowest_broken"], row["knee_trials"])
+            notes = f"; {row['knee_notes']}" if row.get("knee_notes") else ""
+            slo = " and ".join(_objective(*pair) for pair in json.loads(row["knee_slo_json"]).items())
+            sentence = f"{row['workload']}, {slo}: {knee.sentence(row['knee_axis'])}{notes}"
+            found[row["run_id"], row["workload"]] = sentence
+    return list(found.values())
+
+
+def _objective(name: str, limit: float) -> str:
+    return f"{name} {'>=' if name in SHARE_OBJECTIVES else '<='} {limit:g}"
 
 
 def figures(row: dict[str, Any], workloads: Iterable[dict[str, Any]]) -> str:
     """One engine start in a line: what it held and how fast it was, or why not."""
     if row["status"] in ("failed", "pruned"):
         return f"{row['failure_cause']}: {row['failure_sentence']}"
+    workloads = list(workloads)
     parts = [f"weights {gib(row['weights_bytes'])}", f"KV {gib(row['kv_cache_bytes'])}", f"peak {gib(peak_bytes(row))}"]
     if speed := best_speed(workloads):
-        parts.append(f"{speed:,.0f} tokens/s")
+        parts.append(f"{speed:,.0f} tokens/s{' (client-bound)' if fastest(workloads).get('client_bound') else ''}")
     if row.get("missing_kernel"):
         parts.append(f"cannot generate here: lacks {row['missing_kernel']}")
     elif row["status"] == "memory_only":
@@ -71,6 +99,12 @@ def print_summary(console: Console, rows: list[dict[str, Any]], workloads: list[
     console.print(Text(f"{about} its idle level. GiB = 2^30 bytes. Device: {device}"))
     if dropped:
         console.print(Text(f"left out for want of width: {', '.join(reversed(dropped))}"))
+    if any(fastest(by_run.get(row["run_id"], [])).get("client_bound") for row in rows):
+        console.print(Text("*: client-bound: the client may be part of these figures; the row's flags say how"))
+    print_loads(console, ordered, by_run)
+    for engine in ordered:
+        for sentence in knees(by_run.get(engine["run_id"], [])):
+            console.print(Text(f"knee of {engine['model']} {engine['quantization']}: {sentence}"))
     counts = {status: sum(row["status"] == status for row in rows) for status in STATUSES}
     told = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
     console.print(Text(f"{len(rows)} engine start{'s' if len(rows) > 1 else ''} in {where}: {told}"))
@@ -111,7 +145,9 @@ def _columns(rows: list[dict[str, Any]]) -> list[_Column]:
         return lambda _, best: "-" if best.get(name) is None else f"{best[name] * 1e3:,.{digits}f} ms"
 
     def speed(_: dict, best: dict) -> str:
-        return _int(None if best.get("output_tokens_per_s") is None else round(best["output_tokens_per_s"]))
+        if best.get("output_tokens_per_s") is None:
+            return "-"
+        return _int(round(best["output_tokens_per_s"])) + ("*" if best.get("client_bound") else "")
 
     return [
         _Column("model", plain("model"), left=True),
@@ -139,7 +175,7 @@ def _table(columns: list[_Column], rows: list[dict[str, Any]], by_run: dict[str,
     for column in columns:
         table.add_column(column.title, justify="left" if column.left else "right", no_wrap=column.title != "status")
     for row in rows:
-        best = max(by_run.get(row["run_id"], []), key=lambda w: w.get("output_tokens_per_s") or 0.0, default={})
+        best = fastest(by_run.get(row["run_id"], []))
         # Text, because square brackets in a cell would be read as markup.
         table.add_row(*(Text(column.cell(row, best)) for column in columns))
     return table

@@ -2,11 +2,12 @@
 
 from bench.config.device import DeviceConfig, TelemetryConfig
 from bench.config.engine import EngineConfig
+from bench.config.knee import KneeConfig
 from bench.config.model import ModelConfig, QuantizationConfig
 from bench.config.root import BenchConfig, PathsConfig, SweepConfig, check_request
 from bench.config.workload import WorkloadConfig, WorkloadPoint
 
 __all__ = [
-    "BenchConfig", "DeviceConfig", "EngineConfig", "ModelConfig", "PathsConfig", "QuantizationConfig",
+    "BenchConfig", "DeviceConfig", "EngineConfig", "KneeConfig", "ModelConfig", "PathsConfig", "QuantizationConfig",
     "SweepConfig", "TelemetryConfig", "WorkloadConfig", "WorkloadPoint", "check_request",
 ]  # fmt: skip

@@ -38,6 +38,8 @@ class DeviceConfig:
 class TelemetryConfig:
     """The sampler, a process of its own."""
 
+    enabled: bool = True
+    """False: take no samples; the memory, power and processor columns of outside readings stay null."""
     hz: float = 20.0
     """NVML and RSS samples a second."""
     pss_hz: float = 4.0

@@ -102,10 +102,10 @@ def check_request(cfg: BenchConfig, model_config: dict[str, Any]) -> None:
     )  # fmt: skip
     room = length or limit
     for point in cfg.workload.points:
-        need = point.input_tokens + point.output_tokens
+        need = point.spec(point.seed).longest_request_tokens
         require(
             room is None or need <= room,
-            f"workload.points[{point.name}]", f"{point.input_tokens}+{point.output_tokens} tokens",
+            f"workload.points[{point.name}]", f"prompt and output of {need} tokens",
             f"a request may have at most {room} tokens here; shorten it or raise engine.max_model_len",
         )  # fmt: skip
     heads = model_config.get("num_attention_heads")

@@ -26,6 +26,8 @@ def serve_argv(request: Request, model: str, port: int) -> tuple[str, ...]:
         "--port", port,
         "--load-format", cfg.model.load_format,
         "--skip-tokenizer-init",
+        # The gauges are polled there while a load runs: a line for each reading would be most of the log.
+        "--disable-access-log-for-endpoints", "/metrics/",
         "--worker-extension-cls", PROBE,
         "--dtype", cfg.quantization.dtype,
         "--tensor-parallel-size", engine.tensor_parallel_size,

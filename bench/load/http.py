@@ -184,6 +184,11 @@ class Channel:
         self._interrupt: tuple[str, str] | None = None
         self.begun_ns = 0  # start of the exchange under way; 0 when idle
 
+    @property
+    def is_open(self) -> bool:
+        """A connection stands and its last answer left it fit for another request."""
+        return self._stream is not None and self._stream.reusable
+
     async def open(self) -> bool:
         """Connect now, so that the first exchange need not. False if that fails; the exchange tries again."""
         return await self._connect(Exchange(0))

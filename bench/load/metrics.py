@@ -18,6 +18,8 @@ _LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*$")
 _LABEL = re.compile(r'\s*([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
 _ESCAPE = re.compile(r"\\(.)")
 _KV_USAGE = re.compile(rb"^vllm:(?:kv|gpu)_cache_usage_perc(?:\{.*\})? (\S+)", re.MULTILINE)
+_RUNNING = re.compile(rb"^vllm:num_requests_running(?:\{.*\})? (\S+)", re.MULTILINE)
+_WAITING = re.compile(rb"^vllm:num_requests_waiting(?:\{.*\})? (\S+)", re.MULTILINE)
 
 # Field -> names to look for, newest first. Counters end in "_total" on the page.
 _COUNTERS: dict[str, tuple[str, ...]] = {
@@ -72,6 +74,14 @@ class MetricsDelta:
     request_queue_time_count: float | None = None
     kv_cache_usage_max_ratio: float | None = None
 
+    def lost_tokens(self, received_tokens: int) -> int | None:
+        """Tokens the engine says it generated less those the client received; None if the engine does not say.
+
+        Anything but 0 in a run without failures means that one of the two counts wrongly, or that somebody else used
+        the engine. A request cut off leaves a positive rest: the engine generates until it notices.
+        """
+        return None if self.generation_tokens is None else round(self.generation_tokens) - received_tokens
+
     @property
     def request_queue_time_mean_s(self) -> float | None:
         """Mean seconds a request waited in the engine's queue."""
@@ -117,10 +127,36 @@ def parse_metrics(text: str) -> MetricsSnapshot:
     return MetricsSnapshot(**found, kv_cache_usage_ratio=usage, cache_config=cache_config)
 
 
-def kv_cache_usage(page: bytes) -> float | None:
-    """Only the KV-cache gauge of a page, quickly: for reading it while requests are being timed."""
-    values = [float(value) for value in _KV_USAGE.findall(page)]
-    return max(values, default=None)
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """The gauges worth polling: KV use of the fullest replica (0 to 1), requests of all replicas together."""
+
+    kv_cache_usage_ratio: float | None = None
+    num_requests_running: int | None = None
+    num_requests_waiting: int | None = None
+
+
+def parse_gauges(page: bytes) -> Gauges:
+    """Only the gauges of a page, quickly: for reading them while requests are being timed."""
+    running, waiting = _numbers(_RUNNING, page), _numbers(_WAITING, page)
+    return Gauges(
+        max(_numbers(_KV_USAGE, page), default=None),
+        round(sum(running)) if running else None,
+        round(sum(waiting)) if waiting else None,
+    )
+
+
+def _numbers(pattern: re.Pattern[bytes], page: bytes) -> list[float]:
+    """Finite values of one metric; a page that is not of this format has none."""
+    values = []
+    for text in pattern.findall(page):
+        try:
+            value = float(text)
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            values.append(value)
+    return values
 
 
 def delta(

@@ -1,46 +1,78 @@
-"""Watches a run from beside it: deadlines, the engine's life, progress, and the engine's own gauges."""
+"""Watches a run from beside it: counts, deadlines, the caller's wish to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from bench.load.http import Channel, Exchange
-from bench.load.metrics import MetricsSnapshot, kv_cache_usage, parse_metrics
-from bench.load.result import Progress
 from bench.load.spec import LoadSpec
-from bench.load.wire import Target
 
 POLL_INTERVAL_S = 0.25  # for abort and progress
-METRICS_INTERVAL_S = 0.5
-METRICS_TIMEOUT_S = 5.0
 LATE_S = 0.05
-HUNG_ROUNDS = 2  # this many unanswered requests per slot in a row call the run off
+HUNG_ROUNDS, HUNG_LEAST = 2, 4  # so many unanswered requests in a row, for each in flight, call the run off
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands. ``total`` is None where only its duration ends it. ``failed``: known to have failed; reading
+    the responses may add to it."""
+
+    total: int | None
+    sent: int
+    finished: int
+    failed: int
+    elapsed_s: float
+
+    @property
+    def in_flight(self) -> int:
+        return self.sent - self.finished
+
+    @classmethod
+    def merged(cls, parts: Sequence[Progress]) -> Progress:
+        """Several workers' progress as one."""
+        totals = [part.total for part in parts if part.total is not None]
+        return cls(
+            sum(totals) if len(totals) == len(parts) else None,
+            sum(part.sent for part in parts),
+            sum(part.finished for part in parts),
+            sum(part.failed for part in parts),
+            max((part.elapsed_s for part in parts), default=0.0),
+        )
 
 
 class Tally:
-    """Counts of a phase while it runs, and the reason to stop it, if there is one."""
+    """Counts of a run while it lasts, and the reason to stop it, if there is one."""
 
-    def __init__(self, phase: str, total: int, slots: int) -> None:
-        self.phase, self.total = phase, total
-        self.sent = self.finished = self.failed = 0
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self.sent = self.finished = self.failed = self.peak_in_flight = 0
         self.abort_reason = ""
+        self.start_ns = time.perf_counter_ns()
         self._hung = 0
-        self._hung_limit = max(HUNG_ROUNDS * slots, 4)
-        self._start_s = time.perf_counter()
+
+    @property
+    def in_flight(self) -> int:
+        return self.sent - self.finished
+
+    def begun(self) -> None:
+        """Count a request that goes out."""
+        self.sent += 1
+        self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
 
     def ended(self, exchange: Exchange) -> None:
         """Count an exchange, and call the run off once the engine lets nothing but deadlines pass."""
         self.finished += 1
         self.failed += bool(exchange.failure) or exchange.status != 200
         self._hung = self._hung + 1 if exchange.failure in ("timeout", "stalled") else 0
-        if self._hung >= self._hung_limit and not self.abort_reason:
+        if self._hung >= max(HUNG_ROUNDS * self.peak_in_flight, HUNG_LEAST) and not self.abort_reason:
             self.abort_reason = f"The last {self._hung} requests in a row got no whole answer in time."
 
     def progress(self) -> Progress:
-        elapsed_s = time.perf_counter() - self._start_s
-        return Progress(self.phase, self.total, self.sent, self.finished, self.failed, elapsed_s)
+        elapsed_s = max(0.0, (time.perf_counter_ns() - self.start_ns) / 1e9)
+        return Progress(self.total, self.sent, self.finished, self.failed, elapsed_s)
 
 
 class Watchdog:
@@ -63,7 +95,7 @@ class Watchdog:
         return (self._should_abort() or "") if self._should_abort is not None else ""
 
     def report(self, tally: Tally) -> None:
-        """Tell the caller where the phase stands."""
+        """Tell the caller where the run stands."""
         if self._on_progress is not None:
             self._on_progress(tally.progress())
 
@@ -88,7 +120,7 @@ class Watchdog:
 
     def _sweep(self, abort_reason: str) -> None:
         now_ns = time.perf_counter_ns()
-        for channel in self._channels:
+        for channel in list(self._channels):
             if channel.begun_ns == 0:
                 continue
             last_ns = channel.last_body_byte_ns()
@@ -98,53 +130,3 @@ class Watchdog:
                 channel.interrupt("timeout", f"No whole answer within timeout_s={self._spec.timeout_s:g}.")
             elif last_ns is not None and (now_ns - last_ns) / 1e9 > self._spec.stall_timeout_s:
                 channel.interrupt("stalled", f"Silent for stall_timeout_s={self._spec.stall_timeout_s:g}.")
-
-
-class EngineWatch:
-    """Reads the engine's metrics page around and during the measured window, on a connection of its own.
-
-    An engine without such a page, or one that stops answering it, costs the numbers and nothing else.
-    """
-
-    def __init__(self, target: Target) -> None:
-        self._request = target.get("/metrics")
-        self._channel = Channel(target)
-        self._absent = False
-        self.kv_cache_usage_max_ratio: float | None = None
-
-    async def snapshot(self) -> MetricsSnapshot | None:
-        """The counters now; None if the engine gives none."""
-        page = await self._page()
-        return None if page is None else parse_metrics(page.decode(errors="replace"))
-
-    async def settled_snapshot(self) -> MetricsSnapshot | None:
-        """The counters once the engine is idle: it books the last tokens a moment after sending them."""
-        for _ in range(20):
-            snapshot = await self.snapshot()
-            if snapshot is None or not (snapshot.num_requests_running or snapshot.num_requests_waiting):
-                return snapshot
-            await asyncio.sleep(0.05)
-        return snapshot
-
-    async def run(self) -> None:
-        """Keep the highest KV-cache use seen, until cancelled or the server says it has no such page."""
-        while not self._absent:
-            # Only this gauge: reading the whole page would hold up the loop that stamps the tokens.
-            usage = kv_cache_usage(await self._page() or b"")
-            if usage is not None:
-                self.kv_cache_usage_max_ratio = max(usage, self.kv_cache_usage_max_ratio or 0.0)
-            await asyncio.sleep(METRICS_INTERVAL_S)
-
-    def close(self) -> None:
-        self._channel.close()
-
-    async def _page(self) -> bytes | None:
-        try:
-            async with asyncio.timeout(METRICS_TIMEOUT_S):
-                exchange = await self._channel.exchange(self._request, time.perf_counter_ns())
-        except TimeoutError:
-            return None
-        if exchange.failure:
-            return None
-        self._absent = exchange.status != 200
-        return None if self._absent else b"".join(exchange.pieces)

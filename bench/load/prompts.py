@@ -3,7 +3,8 @@
 An engine that caches prefixes skips the prefill of any leading block it has seen, so two prompts with a
 common beginning would measure the cache. Here the first token (and past the vocabulary's size the first two)
 numbers the request, so that no two requests of a run share even their first block; everything after it is
-drawn from a hash of the seed.
+drawn from a hash of the seed. Where a load asks for a shared prefix, that part of the prompt is the group's and the
+rest is made like this.
 
 The ids come from SHAKE-256, not from a random generator, because its output is the same in every version of
 Python and NumPy and on every machine.
@@ -66,8 +67,8 @@ def prompt_token_ids(seed: int, index: int, input_tokens: int, vocab_size: int) 
     if lap >= (1 if input_tokens == 1 else span):
         most = span if input_tokens == 1 else span * span
         raise BadRequest(
-            f"num_requests and warmup_requests ask for more than {index} prompts, but of input_tokens="
-            f"{input_tokens} only {most} can begin differently; send fewer or longer prompts."
+            f"num_requests={index + 1}: of input_tokens={input_tokens} only {most} prompts can begin differently; "
+            "send fewer or longer ones"
         )
     run_key = f"{_FORMAT}\x1f{seed}\x1f{input_tokens}\x1f{vocab_size}"
     offset = int.from_bytes(hashlib.sha256(run_key.encode()).digest()[:8], "little")
@@ -81,6 +82,36 @@ def prompt_token_ids(seed: int, index: int, input_tokens: int, vocab_size: int) 
     if sys.byteorder == "big":
         noise.byteswap()
     return head + [ids.start + word % span for word in noise]
+
+
+def request_token_ids(
+    seed: int, index: int, input_tokens: int, vocab_size: int, shared_prefix_ratio: float = 0.0, prefix_groups: int = 1
+) -> list[int]:
+    """The prompt of request ``index``: its group's prefix, ``shared_prefix_ratio`` of it, and then its own ids.
+
+    Request ``index`` belongs to group ``index % prefix_groups``. A shorter prompt's prefix is the beginning of a longer
+    one's. Without a shared part this is :func:`prompt_token_ids`.
+    """
+    shared = int(input_tokens * shared_prefix_ratio)
+    if not shared:
+        return prompt_token_ids(seed, index, input_tokens, vocab_size)
+    prefix = prefix_token_ids(seed, index % prefix_groups, shared, vocab_size)
+    own, span = input_tokens - shared, len(safe_token_ids(vocab_size))
+    if not own:
+        return prefix
+    # Prompts that share a beginning need no beginnings of their own for as many requests as it takes.
+    return prefix + prompt_token_ids(seed, index % (span if own == 1 else span * span), own, vocab_size)
+
+
+def prefix_token_ids(seed: int, group: int, tokens: int, vocab_size: int) -> list[int]:
+    """The first ``tokens`` ids that the prompts of a group have in common."""
+    ids = safe_token_ids(vocab_size)
+    key = f"{_FORMAT}\x1fprefix\x1f{seed}\x1f{group}\x1f{vocab_size}"
+    noise = array("I")
+    noise.frombytes(hashlib.shake_256(key.encode()).digest(4 * tokens))
+    if sys.byteorder == "big":
+        noise.byteswap()
+    return [ids.start + word % len(ids) for word in noise]
 
 
 def _coprime_step(span: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from bench.load.http import Exchange
+from bench.load.schedule import PlannedRequest
 from bench.load.sse import ParsedStream, parse_stream
 
 Outcome = Literal[
@@ -28,11 +29,14 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 class RequestRecord:
     """Times are ``time.perf_counter_ns()`` of the client; 0 or None where the thing never happened.
 
-    ``scheduled_ns``: when the request was due (in a closed loop: when its slot became free). ``sent_ns``:
-    just before its bytes were written. ``first_token_ns`` and ``last_token_ns``: arrival of the first and
-    last chunk with tokens. ``end_ns``: arrival of the last byte, or for a failure when it was noticed.
-    ``chunk_ns`` and ``chunk_tokens``: arrival and token count of every chunk, see
-    :class:`bench.load.sse.ParsedStream`.
+    ``scheduled_ns``: when the request was due (in a closed loop: when its slot became free). ``released_ns``: when it
+    was free to go, later than due only where an open load's cap held it back. ``sent_ns``: just before its bytes were
+    written. ``first_token_ns`` and ``last_token_ns``: arrival of the first and last chunk with tokens. ``end_ns``:
+    arrival of the last byte, or for a failure when it was noticed. ``chunk_ns`` and ``chunk_tokens``: arrival and
+    token count of every chunk, see :class:`bench.load.sse.ParsedStream`.
+
+    ``input_tokens`` and ``asked_output_tokens`` are what was asked for, ``prompt_tokens`` what the engine counted,
+    ``output_tokens`` what came.
     """
 
     index: int
@@ -50,16 +54,20 @@ class RequestRecord:
     resends: int = 0
     chunk_ns: array[int] = field(default_factory=lambda: array("q"), repr=False)
     chunk_tokens: array[int] = field(default_factory=lambda: array("i"), repr=False)
+    worker: int = 0
+    input_tokens: int = 0
+    asked_output_tokens: int = 0
+    released_ns: int = 0
 
     @property
     def ttft_s(self) -> float | None:
-        """Time to first token: sending to the arrival of the first chunk with a token."""
-        return None if self.first_token_ns is None else (self.first_token_ns - self.sent_ns) / 1e9
+        """Time to first token: from when the request was due to the arrival of the first chunk with a token."""
+        return None if self.first_token_ns is None else (self.first_token_ns - self.scheduled_ns) / 1e9
 
     @property
     def e2e_s(self) -> float | None:
-        """End-to-end latency: sending to the arrival of the last token."""
-        return None if self.last_token_ns is None else (self.last_token_ns - self.sent_ns) / 1e9
+        """End-to-end latency: from when the request was due to the arrival of the last token."""
+        return None if self.last_token_ns is None else (self.last_token_ns - self.scheduled_ns) / 1e9
 
     @property
     def tpot_s(self) -> float | None:
@@ -68,16 +76,23 @@ class RequestRecord:
             return None
         return (self.last_token_ns - self.first_token_ns) / 1e9 / (self.output_tokens - 1)
 
+    @property
+    def send_delay_s(self) -> float | None:
+        """How late this client sent it, once it was free to go."""
+        return (self.sent_ns - (self.released_ns or self.scheduled_ns)) / 1e9 if self.sent_ns else None
 
-def to_record(index: int, slot: int, exchange: Exchange, output_tokens: int) -> RequestRecord:
-    """Parse what came back and judge it against the ``output_tokens`` asked for."""
+
+def to_record(
+    request: PlannedRequest, worker: int, slot: int, exchange: Exchange, released_ns: int
+) -> RequestRecord:
+    """Parse what came back and judge it against what was asked for."""
     streamed = exchange.status == 200
     parsed = ParsedStream()
     if streamed:
         parsed = parse_stream(exchange.pieces, exchange.arrivals_ns, ended=not exchange.failure)
-    outcome, error = _judge(exchange, parsed, output_tokens)
+    outcome, error = _judge(exchange, parsed, request.output_tokens)
     return RequestRecord(
-        index=index,
+        index=request.index,
         slot=slot,
         outcome=outcome,
         http_status=exchange.status,
@@ -92,6 +107,10 @@ def to_record(index: int, slot: int, exchange: Exchange, output_tokens: int) -> 
         resends=exchange.resends,
         chunk_ns=parsed.chunk_ns,
         chunk_tokens=parsed.chunk_tokens,
+        worker=worker,
+        input_tokens=request.input_tokens,
+        asked_output_tokens=request.output_tokens,
+        released_ns=released_ns,
     )
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from bench.errors import BadRequest
-from bench.load.prompts import prompt_token_ids
-from bench.load.spec import LoadSpec
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,10 @@ class Target:
         return head.encode() + body
 
 
-def completion_body(model: str, token_ids: Sequence[int], spec: LoadSpec) -> bytes:
-    """The JSON body of a streamed ``/v1/completions`` request.
+def completion_body(
+    model: str, token_ids: Sequence[int], max_tokens: int, temperature: float = 0.0, top_p: float = 1.0
+) -> bytes:
+    """The JSON body of a streamed ``/v1/completions`` request of exactly ``max_tokens`` tokens.
 
     ``continuous_usage_stats`` puts the running token count into every chunk, which is what makes the count of
     tokens right when the engine sends several of them in one chunk.
@@ -63,28 +63,11 @@ def completion_body(model: str, token_ids: Sequence[int], spec: LoadSpec) -> byt
     fields = {
         "model": model,
         "prompt": list(token_ids),
-        "max_tokens": spec.output_tokens,
+        "max_tokens": max_tokens,
         "ignore_eos": True,
-        "temperature": spec.temperature,
-        "top_p": spec.top_p,
+        "temperature": temperature,
+        "top_p": top_p,
         "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
     return json.dumps(fields, separators=(",", ":")).encode()
-
-
-@dataclass(frozen=True)
-class Job:
-    """One request ready to be sent. ``index`` numbers its prompt."""
-
-    index: int
-    wire: bytes
-
-
-def build_jobs(target: Target, model: str, spec: LoadSpec, vocab_size: int, indices: range) -> list[Job]:
-    """Whole requests for the prompts numbered ``indices``. Raises :class:`BadRequest` as the prompts do."""
-    jobs = []
-    for index in indices:
-        token_ids = prompt_token_ids(spec.seed, index, spec.input_tokens, vocab_size)
-        jobs.append(Job(index, target.post_json("/v1/completions", completion_body(model, token_ids, spec))))
-    return jobs

@@ -7,24 +7,30 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from bench.load.percentiles import PERCENTILES
 from bench.record.tables import SCHEMA_VERSION, TABLES
 
 INTRODUCTION = """# Result sets
 
-<!-- Written by `python -m bench.record.document`; edit bench/record/tables.py instead. -->
+<!-- Written by `python -m bench.record.document`; edit bench/record instead. -->
 
-A result set is a folder: `results/<set>/{engines,workloads,samples}/<run>.parquet`, one file per engine start and
-table, and `logs/<run>.log`, the engine's own log. Files are written whole and never edited. Read a table as one:
+A result set is a folder: `results/<set>/{engines,workloads,requests,samples}/<run>.parquet`, one file per engine start
+and table, and `logs/<run>.log`, the engine's own log. Files are written whole and never edited. Read a table as one:
 
     import pandas
     engines = pandas.read_parquet("results/cpu/engines")
 
 - **engines**: one row per engine start, failed and pruned ones included.
-- **workloads**: one row per workload on a live engine.
+- **workloads**: one row per workload on a live engine; of a knee search one row per trial.
+- **requests**: one row per request, for workloads with `save_requests: true`; no folder where none asked for it.
 - **samples**: the telemetry timeline.
 
-Schema version {version}, in the metadata of every file; unit and meaning are in each field's metadata. Bytes are whole
-bytes. A null means: not reported, or not applicable to this device. `status` says what a row is worth:
+Schema version {version}, in the metadata of every file; unit and meaning are in each field's metadata. Older files stay
+as they are: a set may hold several versions, and a column that a file lacks is null. `analysis.rows.read_table` reads
+them so; elsewhere unite by name, as DuckDB does: `read_parquet('results/*/workloads/*.parquet', union_by_name = true)`.
+
+Bytes are whole bytes. A null means: not reported, or not applicable to this device or load. Distributions have a
+mean, a maximum and the percentiles {percentiles}. `status` says what a row is worth:
 
 | status | meaning |
 |---|---|
@@ -36,12 +42,15 @@ bytes. A null means: not reported, or not applicable to this device. `status` sa
 
 
 def _type_name(kind: pa.DataType) -> str:
-    return {"string": "text", "int64": "int", "double": "float", "bool": "bool"}.get(str(kind), "list of text")
+    if pa.types.is_list(kind):
+        return f"list of {_type_name(kind.value_type)}"
+    return {"string": "text", "int64": "int", "double": "float", "bool": "bool"}[str(kind)]
 
 
 def markdown() -> str:
     """The documentation of all tables as Markdown."""
-    out = [INTRODUCTION.replace("{version}", str(SCHEMA_VERSION))]
+    percentiles = ", ".join(map(str, PERCENTILES))
+    out = [INTRODUCTION.replace("{version}", str(SCHEMA_VERSION)).replace("{percentiles}", percentiles)]
     for table, groups in TABLES.items():
         out.append(f"## {table}\n")
         for group in groups:

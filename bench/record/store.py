@@ -1,4 +1,4 @@
-"""A result set on disk: `results/<set>/{engines,workloads,samples}/<run_id>.parquet`, append-only."""
+"""A result set on disk: `results/<set>/{engines,workloads,requests,samples}/<run_id>.parquet`, append-only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.errors import BenchError
-from bench.record.tables import SCHEMA_VERSION, TABLES, table_schema
+from bench.record.tables import OPTIONAL, SCHEMA_VERSION, TABLES, table_schema
 
 
 class StoreError(BenchError):
@@ -46,18 +46,22 @@ class ResultSet:
     def create(self) -> None:
         """Make the folders; raises `StoreError` where that is impossible."""
         try:
-            for folder in (*TABLES, "logs"):
+            for folder in (*(table for table in TABLES if table not in OPTIONAL), "logs"):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"paths.results={self.root.parent}: cannot be written ({error.strerror}); "
                              "name a folder that can, as in paths.results=/data/results") from error  # fmt: skip
 
-    def write(self, run_id: str, engine: dict[str, Any], workloads: Iterable[dict], samples: Iterable[dict]) -> None:
+    def write(
+        self, run_id: str, engine: dict[str, Any], workloads: Iterable[dict], samples: Iterable[dict],
+        requests: Iterable[dict] = (),
+    ) -> None:  # fmt: skip
         """Write one engine start. The engines row goes last: a run counts as recorded once it is there.
 
         Raises `StoreError` and leaves no partial file when the disk is full or read-only.
         """
-        for table, rows in (("samples", list(samples)), ("workloads", list(workloads)), ("engines", [engine])):
+        tables = {"samples": list(samples), "requests": list(requests), "workloads": list(workloads)}
+        for table, rows in (tables | {"engines": [engine]}).items():
             if rows:
                 self._write_table(table, run_id, rows)
 
@@ -75,11 +79,14 @@ class ResultSet:
         return rows
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """All rows of a table as dictionaries, for summaries of a set of modest size."""
-        rows = []
+        """All rows of a table as dictionaries, for summaries of a set of modest size; a column that a file of an older
+        schema lacks is None."""
+        rows: list[dict[str, Any]] = []
+        blank = dict.fromkeys(table_schema(table).names)
         for path in sorted((self.root / table).glob("*.parquet")):
             try:
-                rows += pq.read_table(path, partitioning=None).to_pylist()
+                check_schema_version(path)
+                rows += [blank | row for row in pq.read_table(path, partitioning=None).to_pylist()]
             except (pa.ArrowException, OSError) as error:
                 raise StoreError(f"{path}: not a readable {table} file ({_first_line(error)}); "
                                  "move it out of the set to go on") from error  # fmt: skip
@@ -93,6 +100,7 @@ class ResultSet:
         final = self.root / table / f"{run_id}.parquet"
         partial = final.with_name(f".{final.name}.partial")
         try:
+            final.parent.mkdir(exist_ok=True)
             columns = {name: [row.get(name) for row in rows] for name in schema.names}
             data = pa.table(columns, schema=schema)
             with open(partial, "wb") as out:

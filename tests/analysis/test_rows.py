@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,22 @@ def test_environments_are_never_pooled_silently() -> None:
     assert list(rows.by_environment(read)) == ["e", "f"]
     alike = [engine("a"), engine("b", environment_id="f")]
     assert rows.differences(alike) == {"environment_id": ["e", "f"]}
+
+
+def test_sets_of_every_schema_version_are_read_together(tmp_path: Path) -> None:
+    """results/reference-cpu is of version 1; what it lacks is null beside rows of today."""
+    root = tmp_path / "set"
+    made = ResultSet(root)
+    made.create()
+    old = sorted((Path(__file__).parents[2] / "results/reference-cpu/workloads").glob("*.parquet"))[0]
+    assert pq.read_schema(old).metadata[b"schema_version"] == b"1"
+    shutil.copy(old, root / "workloads" / old.name)
+    today = {"run_id": "z", "workload": "w", "rate_per_s": 4.0, "energy_j_per_token": 0.25, "input_tokens": 8}
+    made.write("z", engine("z"), [today], [])
+    read = rows.read_table(root, "workloads")
+    assert len(read) == 2 and read[0].keys() == read[1].keys()
+    first, second = read
+    assert first["rate_per_s"] is None and first["energy_j_per_token"] is None and first["output_tokens_per_s"] > 0
+    assert (second["rate_per_s"], second["input_tokens"], second["output_tokens_per_s"]) == (4.0, 8, None)
+    with pytest.raises(rows.RowsError, match="holds no requests"):
+        rows.read_table(root, "requests")

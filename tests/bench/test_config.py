@@ -1,11 +1,23 @@
 """Each node refuses what it cannot mean, in one sentence with field, value and fix."""
 
-import pytest
+from pathlib import Path
 
-from bench.config import BenchConfig, DeviceConfig, EngineConfig, ModelConfig, TelemetryConfig, WorkloadPoint
+import pytest
+from omegaconf import OmegaConf
+
+from bench.config import (
+    BenchConfig,
+    DeviceConfig,
+    EngineConfig,
+    ModelConfig,
+    TelemetryConfig,
+    WorkloadConfig,
+    WorkloadPoint,
+)
 from bench.config.checks import parse_bytes
 from bench.config.root import check_request, derived_max_model_len
 from bench.errors import BadRequest
+from bench.load.schedule import planned_requests
 
 SHAPE = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096, "num_attention_heads": 8}
 
@@ -93,10 +105,28 @@ def test_a_length_beyond_the_models_is_refused_and_one_at_the_limit_is_not():
 def test_a_workload_longer_than_the_model_allows_is_refused():
     cfg = _request(max_model_len=128)
     cfg.workload.points.append(WorkloadPoint(name="long", input_tokens=120, output_tokens=9))
-    with pytest.raises(BadRequest, match=r"^workload\.points\[long\]=120\+9 tokens: .* at most 128"):
+    with pytest.raises(BadRequest, match=r"^workload\.points\[long\]=prompt and output of 129 tokens: .* at most 128"):
         check_request(cfg, SHAPE)
 
 
 def test_tensor_parallel_must_divide_the_heads():
     with pytest.raises(BadRequest, match=r"^engine\.tensor_parallel_size=3: m has 8 attention heads"):
         check_request(_request(tensor_parallel_size=3), SHAPE)
+
+
+WORKLOADS = sorted((Path(__file__).resolve().parents[2] / "conf" / "workload").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", WORKLOADS, ids=lambda file: file.stem)
+def test_every_workload_of_the_tree_can_be_sent(file):
+    """A key that is wrong or a file that is missing shows here, before an engine has started for it."""
+    workload = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WorkloadConfig), OmegaConf.load(file)))
+    assert isinstance(workload, WorkloadConfig) and workload.name == file.stem
+    for point in workload.points:
+        spec = point.spec(1)
+        assert all(request.input_tokens > 0 for request, _ in zip(planned_requests(spec), range(500), strict=False))
+
+
+def test_the_trace_in_the_tree_is_replayed():
+    spec = WorkloadPoint(pattern="trace", trace_file="conf/workload/traces/office-minute.jsonl").spec(0)
+    assert spec.total == 42 and spec.longest_request_tokens <= 540

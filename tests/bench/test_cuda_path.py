@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from bench.load.flags import CLIENT_BOUND_FLAGS
 from tests.fakes import fake_nvml
 
 HOST = Path(__file__).resolve().parents[1] / "fakes" / "cuda_host"
@@ -38,11 +39,16 @@ def measured(bench, gpu, tmp_path):
     return run
 
 
-def test_a_gpu_run_records_device_and_process_memory_apart(measured, gpu):
+def _engine_flags(row):
+    """Flags that are not about how busy this machine was with other things."""
+    return [flag for flag in row["flags"] if flag != "client_bound" and flag not in CLIENT_BOUND_FLAGS]
+
+
+def test_a_gpu_run_records_device_and_process_memory_apart(measured, gpu, tmp_path):
     gpu[0].gpu(0, power_mw=350_000, throttle=1)
     done, (row,) = measured("engine.kv_cache_memory_bytes=4GiB")
     assert done.returncode == 0, done.stderr
-    assert (row["status"], row["flags"]) == ("ok", [])
+    assert (row["status"], _engine_flags(row)) == ("ok", [])
     assert (row["device_kind"], row["device_name"]) == ("cuda", "NVIDIA H100 80GB HBM3")
     assert row["device_memory_total_bytes"] == 80 * GIB
     assert (row["vllm_version"], row["launcher"]) == ("0.33.0", "spawn")
@@ -57,6 +63,15 @@ def test_a_gpu_run_records_device_and_process_memory_apart(measured, gpu):
     assert row["weights_bytes"] == pytest.approx(14.25 * GIB, abs=0.01 * GIB)
     assert row["cuda_graph_bytes"] == pytest.approx(0.6 * GIB, abs=0.01 * GIB)
     assert '"weights_bytes": "log"' in row["memory_sources_json"]
+    (file,) = (tmp_path / "r/s/workloads").glob("*.parquet")
+    (load,) = pq.read_table(file, partitioning=None).to_pylist()
+    # The fake's energy counter stands still, so power is integrated, over the measured window alone.
+    assert load["energy_source"] == "power_integral" and load["power_mean_w"] == pytest.approx(350)
+    assert load["energy_j"] == pytest.approx(350 * load["window_s"])
+    assert load["energy_j_per_token"] == pytest.approx(load["energy_j"] / 64)
+    assert load["steady_energy_j_per_token"] == pytest.approx(350 / load["steady_output_tokens_per_s"])
+    assert (load["sm_clock_mean_mhz"], load["sm_clock_min_mhz"]) == (1980, 1980)
+    assert load["throttle_reasons"] == ["gpu_idle"] and load["window_samples"] >= 5
 
 
 def test_the_engine_gets_the_gpus_asked_for_within_what_is_visible(measured, tmp_path):
@@ -102,7 +117,7 @@ def test_memory_that_stays_after_the_engine_is_flagged(measured):
 def test_throttling_under_load_is_flagged(measured, gpu):
     gpu[0].gpu(0, throttle=0x20)
     _, (row,) = measured()
-    assert row["throttle_reasons"] == ["sw_thermal_slowdown"] and row["flags"] == ["throttled"]
+    assert row["throttle_reasons"] == ["sw_thermal_slowdown"] and _engine_flags(row) == ["throttled"]
 
 
 def test_a_model_that_cannot_fit_the_card_is_pruned_with_the_arithmetic(measured):

@@ -105,6 +105,44 @@ def test_workloads_have_exact_counts_and_plausible_latencies(sweep):
         assert 0 < row["ttft_p50_s"] <= row["ttft_p99_s"] <= row["e2e_max_s"] <= row["window_s"]
         assert row["output_tokens_per_s"] == pytest.approx(32 * 12 / row["window_s"], rel=0.01)
         assert row["worker_rss_peak_bytes"] > 0
+        # The engine's own counters over the same window agree with what the client received.
+        assert row["engine_generation_tokens"] == row["received_tokens"] == 32 * 12
+        assert row["token_count_difference"] == 0 and row["preemptions"] == 0
+        assert 0 < row["kv_cache_usage_peak"] <= 1 and row["gauge_readings"] > 2
+        assert 1 <= row["requests_running_peak"] <= 8, "max_num_seqs"
+        assert 0 < row["steady_window_s"] < row["window_s"] and row["steady_rule"]
+        assert row["engine_cpu_s"] > 0 and row["engine_cpu_us_per_token"] == pytest.approx(
+            row["engine_cpu_s"] * 1e6 / 384
+        )
+        assert row["energy_j_per_token"] is None and row["throttle_reasons"] is None, "no GPU, no such figure"
+        assert 0 < row["client_cpu_us_per_token"] < row["engine_cpu_us_per_token"]
+
+
+OPEN = "{name:open,pattern:poisson,rate_per_s:20,num_requests:24,input_tokens:{kind:uniform,min:16,max:48}," \
+       "output_tokens:6,warmup_requests:4,slo_ttft_s:5,save_requests:true}"  # fmt: skip
+KNEE = "{name:knee,concurrency:1,num_requests:4,input_tokens:32,output_tokens:6,warmup_requests:2," \
+       "knee:{axis:concurrency,low:1,high:4,requests_per_slot:2,slo:{ttft_p99_s:30}}}"  # fmt: skip
+
+
+def test_an_open_loop_and_a_knee_search_run_on_one_live_engine(bench, tmp_path):
+    done = bench(*POINT, f"workload.points=[{OPEN},{KNEE}]", "workload.name=mine", f"paths.results={tmp_path}", "set=o")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (engine,) = _rows(tmp_path / "o")
+    opened, *trials = sorted(_rows(tmp_path / "o", "workloads"), key=lambda row: row["position"])
+    assert (opened["pattern"], opened["rate_per_s"], opened["completed"]) == ("poisson", 20, 24)
+    assert 16 <= opened["input_tokens_min"] < opened["input_tokens_max"] <= 48
+    assert opened["goodput_share"] == 1.0 and opened["prefix_cache_hit_tokens"] == 0
+    requests = _rows(tmp_path / "o", "requests")
+    assert len(requests) == 24 and {r["position"] for r in requests} == {0}
+    assert sum(r["prompt_tokens"] for r in requests) == sum(r["input_tokens"] for r in requests)
+    assert max(r["e2e_s"] for r in requests) == pytest.approx(opened["e2e_max_s"])
+    assert [(t["knee_value"], t["knee_met"], t["status"]) for t in trials] == [(v, True, "ok") for v in (1, 4, 4)]
+    assert {t["knee_outcome"] for t in trials} == {"at_least"} and [t["knee_answer"] for t in trials][-1]
+    assert all(t["prefix_cache_hit_tokens"] == 0 for t in trials), "each trial has prompts of its own"
+    phases = {s["phase"] for s in _rows(tmp_path / "o", "samples")}
+    assert {"load:open", "warmup:knee", "load:knee#1", "load:knee#3"} <= phases
+    assert "at least concurrency 4" in done.stdout and "asked/s" in done.stdout
+    assert engine["status"] == "ok"
 
 
 def test_the_timeline_has_every_phase_in_order(sweep):

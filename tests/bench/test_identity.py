@@ -1,10 +1,22 @@
 """Two starts are one point exactly when the same thing is measured."""
 
 import dataclasses
+import json
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from bench.config import BenchConfig, EngineConfig, ModelConfig, QuantizationConfig, WorkloadConfig, WorkloadPoint
+from bench.config import (
+    BenchConfig,
+    DeviceConfig,
+    EngineConfig,
+    ModelConfig,
+    QuantizationConfig,
+    WorkloadConfig,
+    WorkloadPoint,
+)
+from bench.config.knee import KneeConfig
 from bench.identity import content_hash, point_id
 
 SHAPE = {"architectures": ["LlamaForCausalLM"], "vocab_size": 100, "num_attention_heads": 8}
@@ -77,3 +89,33 @@ def test_a_variable_that_the_engine_inherits_makes_another_environment(monkeypat
     assert environment.collect(DeviceConfig(kind="cpu"))["environment_id"] == plain
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     assert environment.collect(DeviceConfig(kind="cpu"))["environment_id"] != plain
+
+
+def test_points_measured_before_a_setting_existed_are_still_the_same_points():
+    """A set of the first version goes on where it was left: its ids are those of the same request today."""
+    files = sorted(Path("results/reference-cpu/engines").glob("*.parquet"))
+    assert files
+    for path in files[:12]:
+        (row,) = pq.read_table(path, partitioning=None).to_pylist()
+        asked = json.loads(row["request_json"])
+        points = [WorkloadPoint(**point) for point in asked["workload"]["points"]]
+        cfg = BenchConfig(
+            model=ModelConfig(**asked["model"]),
+            quantization=QuantizationConfig(**asked["quantization"]),
+            engine=EngineConfig(**asked["engine"]),
+            workload=WorkloadConfig(name=asked["workload"]["name"], points=points),
+            device=DeviceConfig(**asked["device"]),
+        )
+        shape = json.loads(row["model_config_json"])
+        assert point_id(cfg, shape, row["device_kind"], row["launcher"]) == row["point_id"]
+
+
+def test_a_knee_is_identity_and_who_sends_is_not():
+    def of(**changes):
+        return _id(_cfg(workload=WorkloadConfig(name="w", points=[WorkloadPoint(name="a", **changes)])))
+
+    plain = of()
+    assert of(workers=3, save_requests=True) == plain
+    knee = of(knee=KneeConfig(slo={"ttft_p99_s": 0.5}))
+    assert knee != plain and of(knee=KneeConfig(slo={"ttft_p99_s": 0.4})) != knee
+    assert of(slo_ttft_s=0.5) != plain and of(duration_s=5.0, num_requests=32) != plain

@@ -1,9 +1,11 @@
 """A result set loses nothing: whole files, typed columns, a full disk that leaves earlier results as they were."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -62,6 +64,39 @@ def test_a_set_that_a_newer_program_wrote_is_refused(tmp_path):
     pq.write_table(newer, path)
     with pytest.raises(StoreError, match=r"a\.parquet: written with schema 99"):
         results.recorded()
+
+
+def test_requests_are_a_table_of_their_own_and_only_where_asked_for(tmp_path):
+    results = ResultSet(tmp_path)
+    results.create()
+    results.write("a", _row(), [{"run_id": "a", "workload": "w"}], [])
+    assert not (tmp_path / "requests").exists() and results.rows("requests") == []
+    results.write("b", _row(run_id="b"), [], [], [{"run_id": "b", "position": 0, "index": 3, "chunk_s": [0.5, 0.75]}])
+    (row,) = results.rows("requests")
+    assert (row["index"], row["chunk_s"], row["ttft_s"]) == (3, [0.5, 0.75], None)
+    schema = pq.read_schema(tmp_path / "requests/b.parquet")
+    assert schema.field("scheduled_s").metadata[b"unit"] == b"s"
+
+
+def test_a_set_of_the_first_version_is_read_together_with_rows_of_today(tmp_path):
+    """results/reference-cpu was written with version 1 and stays as it is."""
+    source = Path("results/reference-cpu")
+    results = ResultSet(tmp_path)
+    results.create()
+    old = {table: sorted((source / table).glob("*.parquet"))[0] for table in ("engines", "workloads")}
+    for table, path in old.items():
+        assert pq.read_schema(path).metadata[b"schema_version"] == b"1"
+        shutil.copy(path, tmp_path / table)
+    results.write("new", _row(run_id="new"), [{"run_id": "new", "workload": "w", "rate_per_s": 4.0}], [])
+    first, today = sorted(results.rows("workloads"), key=lambda row: row["run_id"] == "new")
+    assert list(first) == list(today) == table_schema("workloads").names
+    assert first["rate_per_s"] is None and first["output_tokens_per_s"] > 0
+    assert today["rate_per_s"] == 4.0 and today["output_tokens_per_s"] is None
+    assert {row.run_id for row in results.recorded()} == {"new", old["engines"].stem}
+    # Every column of the first version is still there, with its type.
+    for table, path in old.items():
+        for field in pq.read_schema(path):
+            assert table_schema(table).field(field.name).type == field.type, field.name
 
 
 @pytest.mark.parametrize("table", ["engines", "workloads"])

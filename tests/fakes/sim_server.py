@@ -14,12 +14,11 @@ By hand: ``python -m tests.fakes.sim_server '{"port": 8000, "truth_path": "truth
 prints its port and runs until SIGTERM or until its standard input closes, so that it never outlives a test.
 
 ``faults`` changes single requests, ``behaviour`` all of them; both are made of the keys of
-:class:`tests.fakes.sim_stream.Behaviour`. Requests are numbered from 0 in the order of their arrival.
+:class:`tests.fakes.sim_behaviour.Behaviour`. Requests are numbered from 0 in the order of their arrival.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import signal
@@ -31,7 +30,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.fakes.sim_stream import Server, Settings
+import uvloop
+
+from tests.fakes.sim_behaviour import Settings
+from tests.fakes.sim_stream import Server
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,8 +104,8 @@ def main(options: str) -> None:
         truth = None
         if settings.truth_path:
             truth = stack.enter_context(open(settings.truth_path, "a", buffering=1))
-        # Not uvloop: it writes at the end of the loop's turn, later than the times written down.
-        asyncio.run(Server(settings, truth).serve())
+        # The loop only reads and keeps time: writes do not wait for the end of its turn, as uvloop's own would.
+        uvloop.run(Server(settings, truth).serve())
 
 
 if __name__ == "__main__":

@@ -47,14 +47,17 @@ CASES = {
 @pytest.fixture(scope="module")
 def every_failure():
     """One run in which each fault happens once, on fresh connections, between requests that go well."""
-    from bench.load.closed_loop import run_closed_loop
+    from bench.load.run import run_load
     from bench.load.spec import LoadSpec
 
     # Every response closes its connection, so that each request is the first on its own.
     faults = {2 * n + 1: case[0] for n, case in enumerate(CASES.values())}
-    spec = LoadSpec(3, 2 * len(CASES) + 1, 8, 5, timeout_s=2.5, stall_timeout_s=0.8)
+    spec = LoadSpec(
+        concurrency=3, num_requests=2 * len(CASES) + 1, input_tokens=8, output_tokens=5, timeout_s=2.5,
+        stall_timeout_s=0.8,
+    )  # fmt: skip
     with SimServer(ttft_s=0.01, itl_s=0.002, close="header", faults=faults) as sim:
-        result = run_closed_loop(sim.base_url, "sim", spec, 2048)
+        result = run_load(sim.base_url, "sim", spec, 2048)
         truth = sim.truth()
     records = {tuple(prompt_token_ids(0, record.index, 8, 2048)[:2]): record for record in result.records}
     return result, {line["number"]: records[tuple(line["head"])] for line in truth}
@@ -107,7 +110,7 @@ def test_a_kept_connection_closed_as_the_request_goes_out_is_tried_once_more(run
         connections = sim.truth()[-1]["connections"]
     assert result.completed == 12 and result.failed == 0
     assert result.resends == 10  # all but the first of each slot
-    assert connections == 12 + 1  # and one for the metrics
+    assert connections >= 12  # and those for the metrics
     assert "resends" in result.flags
 
 
@@ -136,10 +139,10 @@ def test_an_answer_that_had_begun_is_never_asked_for_again(run_load):
 
 
 def test_nobody_listens(run_load):
-    result = run_load(f"http://127.0.0.1:{free_port()}", concurrency=3, num_requests=7, warmup_requests=2)
+    result = run_load(f"http://127.0.0.1:{free_port()}", concurrency=3, num_requests=7)
     assert result.outcomes["connection_error"] == 7 and result.completed == 0
     assert "Connection refused" in result.errors["connection_error"]
-    assert {"no_completed_requests", "failed_requests", "warmup_failures"} <= set(result.flags)
+    assert {"no_completed_requests", "failed_requests"} <= set(result.flags)
     assert result.whole.window_s is None and result.whole.output_tokens_per_s is None
     assert result.ttft_s.count == 0 and result.ttft_s.p50 is None and result.steady.window_s is None
     assert result.to_row()["outcome_connection_error"] == 7
@@ -165,5 +168,5 @@ def test_too_many_slots_for_this_process_are_refused(run_load, monkeypatch):
     from bench.errors import BadRequest
 
     monkeypatch.setattr(resource, "getrlimit", lambda what: (256, 512))
-    with pytest.raises(BadRequest, match="concurrency is 1000"):
+    with pytest.raises(BadRequest, match="^concurrency=1000: this process may open only 256 connections"):
         run_load("http://127.0.0.1:1", concurrency=1000, num_requests=1000)

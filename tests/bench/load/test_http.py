@@ -9,6 +9,7 @@ import pytest
 
 from bench.load.http import Channel, Exchange
 from bench.load.records import to_record
+from bench.load.schedule import PlannedRequest
 from bench.load.wire import Target
 
 EVENT = (
@@ -86,7 +87,7 @@ def ask(*answers: bytes) -> Exchange:
     ],
 )
 def test_odd_answers(answer, outcome, sentence):
-    record = to_record(0, 0, ask(answer), 5)
+    record = to_record(PlannedRequest(0, 0, 8, 5), 0, 0, ask(answer), 1)
     assert record.outcome == outcome, record.error
     assert sentence in record.error
 

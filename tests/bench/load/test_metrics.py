@@ -9,10 +9,11 @@ import pytest
 
 from bench.errors import BenchError
 from bench.load.metrics import (
+    Gauges,
     MetricsDelta,
     MetricsSnapshot,
     delta,
-    kv_cache_usage,
+    parse_gauges,
     parse_metrics,
     parse_samples,
     snapshot,
@@ -83,12 +84,17 @@ def test_lines_that_are_no_samples_are_skipped():
     assert names[0] == "a" and "b" in names and "e" in names and "d" not in names and "!!" not in names
 
 
-def test_quick_gauge_equals_the_whole_page():
-    assert kv_cache_usage(PAGE.encode()) == 0.25
-    assert (
-        kv_cache_usage(b'x 1\nvllm:gpu_cache_usage_perc{a="b"} 0.125\nvllm:kv_cache_usage_perc 0.5\n') == 0.5
-    )
-    assert kv_cache_usage(b"nothing") is None
+def test_quick_gauges_equal_the_whole_page():
+    whole = parse_metrics(PAGE)
+    found = parse_gauges(PAGE.encode())
+    assert found == Gauges(0.25, 5, 2)
+    assert found.kv_cache_usage_ratio == whole.kv_cache_usage_ratio
+    assert found.num_requests_running == whole.num_requests_running
+    two = b'x 1\nvllm:gpu_cache_usage_perc{a="b"} 0.125\nvllm:kv_cache_usage_perc 0.5\n'
+    replicas = b'vllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_running{engine="1"} 3.0\n'
+    assert parse_gauges(two + replicas) == Gauges(0.5, 5, None)
+    assert parse_gauges(b"nothing") == Gauges()
+    assert parse_gauges(b"vllm:kv_cache_usage_perc wrong\nvllm:kv_cache_usage_perc NaN\n") == Gauges()
 
 
 def test_delta():
@@ -102,6 +108,8 @@ def test_delta():
     assert d.prompt_tokens == 1000 and d.num_preemptions == 0 and d.kv_cache_usage_max_ratio == 0.75
     assert d.request_queue_time_mean_s == pytest.approx(2.0 / 4)
     assert MetricsDelta().request_queue_time_mean_s is None
+    assert MetricsDelta(generation_tokens=12.0).lost_tokens(10) == 2
+    assert MetricsDelta().lost_tokens(10) is None
 
 
 def test_delta_of_missing_or_fallen_counters_is_none():

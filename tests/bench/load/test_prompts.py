@@ -8,9 +8,10 @@ import json
 import pytest
 
 from bench.errors import BadRequest
-from bench.load.prompts import derive_seed, prompt_token_ids, safe_token_ids
+from bench.load.plan import JobQueue, make_plans
+from bench.load.prompts import derive_seed, prefix_token_ids, prompt_token_ids, request_token_ids, safe_token_ids
 from bench.load.spec import LoadSpec
-from bench.load.wire import Target, build_jobs, completion_body
+from bench.load.wire import Target, completion_body
 
 
 def test_first_tokens_differ_between_all_requests():
@@ -22,14 +23,14 @@ def test_past_the_vocabulary_the_first_two_tokens_differ():
     span = len(safe_token_ids(64))
     heads = [tuple(prompt_token_ids(0, index, 4, 64)[:2]) for index in range(span * span)]
     assert len(set(heads)) == span * span
-    with pytest.raises(BadRequest, match="num_requests and warmup_requests"):
+    with pytest.raises(BadRequest, match="^num_requests="):
         prompt_token_ids(0, span * span, 4, 64)
 
 
 def test_single_token_prompts_end_with_the_vocabulary():
     span = len(safe_token_ids(64))
     assert len({prompt_token_ids(0, index, 1, 64)[0] for index in range(span)}) == span
-    with pytest.raises(BadRequest, match=f"only {span} can begin differently"):
+    with pytest.raises(BadRequest, match=f"only {span} prompts can begin differently"):
         prompt_token_ids(0, span, 1, 64)
 
 
@@ -72,21 +73,53 @@ def test_every_argument_changes_the_prompt_beyond_its_head():
 def test_prompts_of_a_seed_never_change():
     """Prompts are part of a result's meaning: a change of these hashes needs a new ``_FORMAT``."""
     assert prompt_token_ids(0, 0, 4, 2048) == prompt_token_ids(0, 0, 4, 2048)
-    spec = LoadSpec(concurrency=2, num_requests=5, input_tokens=40, output_tokens=7, seed=11)
-    wires = b"".join(job.wire for job in build_jobs(Target("h", 1), "m", spec, 32000, range(7)))
+    spec = LoadSpec(concurrency=2, num_requests=7, input_tokens=40, output_tokens=7, seed=11)
+    wires = b"".join(wires_of(spec))
     assert (
         hashlib.sha256(wires).hexdigest()
         == "afa9d7b2c4d4459f3e142b77d972cf23fd836dafb94e589b63c5e0acad2be56b"
     )
 
 
-def test_measured_prompts_do_not_depend_on_the_warmup():
-    target = Target("h", 1)
-    with_warmup = LoadSpec(2, 5, 16, 4, warmup_requests=3)
-    without = LoadSpec(2, 5, 16, 4)
-    assert build_jobs(target, "m", with_warmup, 2048, range(5)) == build_jobs(
-        target, "m", without, 2048, range(5)
-    )
+def test_bytes_of_a_varied_load_never_change():
+    spec = LoadSpec(
+        pattern="poisson", rate_per_s=5, num_requests=30, seed=11, shared_prefix_ratio=0.5, prefix_groups=3,
+        input_tokens={"kind": "lognormal", "mean": 100, "std": 90, "max": 900}, output_tokens=7,
+    )  # fmt: skip
+    found = hashlib.sha256(b"".join(wires_of(spec))).hexdigest()
+    assert found == "eb6b5103ee1631156f4be39509bf98493fe3d6bb847de3d641e2ec3c2ea2e13a"
+
+
+def wires_of(spec, workers=1):
+    """Every request of a load, in the order of its prompts."""
+    found = {}
+    for plan in make_plans("http://h:1", "m", spec, 32000, workers):
+        jobs = JobQueue(plan)
+        while (job := jobs.take()) is not None:
+            found[job.request.index] = job.wire
+    return [found[index] for index in sorted(found)]
+
+
+def test_more_requests_do_not_change_the_first_ones():
+    few, many = (LoadSpec(concurrency=2, num_requests=n, input_tokens=16) for n in (5, 9))
+    assert wires_of(few) == wires_of(many)[:5]
+
+
+def test_workers_send_the_same_requests_between_them():
+    spec = LoadSpec(concurrency=4, num_requests=11, input_tokens={"kind": "uniform", "min": 4, "max": 40})
+    assert wires_of(spec) == wires_of(spec, 3)
+
+
+def test_a_shared_prefix_is_the_groups_and_the_rest_is_not():
+    ids = [request_token_ids(5, index, 100, 2048, 0.25, 2) for index in range(6)]
+    assert all(len(prompt) == 100 for prompt in ids)
+    assert ids[0][:25] == ids[2][:25] == prefix_token_ids(5, 0, 25, 2048) and ids[1][:25] == ids[3][:25]
+    assert ids[0][:25] != ids[1][:25] and len({prompt[25] for prompt in ids}) == 6
+    # A shorter prompt's prefix begins a longer one's, or requests of unlike lengths would share nothing.
+    assert request_token_ids(5, 2, 40, 2048, 0.25, 2)[:10] == ids[0][:10]
+    assert request_token_ids(5, 0, 64, 2048, 1.0) == request_token_ids(5, 9, 64, 2048, 1.0)
+    assert request_token_ids(5, 3, 64, 2048) == prompt_token_ids(5, 3, 64, 2048)
+    assert len(request_token_ids(5, 9999, 64, 2048, 0.99)) == 64  # own part of one token, more requests than ids
 
 
 def test_derived_seeds_tell_runs_apart_and_stay():
@@ -100,8 +133,7 @@ def test_derived_seeds_tell_runs_apart_and_stay():
 
 
 def test_body_pins_lengths_and_asks_for_running_counts():
-    spec = LoadSpec(1, 1, 3, 9, temperature=0.5, top_p=0.9)
-    body = json.loads(completion_body("org/model", [5, 6, 7], spec))
+    body = json.loads(completion_body("org/model", [5, 6, 7], 9, temperature=0.5, top_p=0.9))
     assert body == {
         "model": "org/model",
         "prompt": [5, 6, 7],
@@ -150,19 +182,3 @@ def test_wrong_base_urls_are_refused(url):
 
 def test_host_header_brackets_ipv6():
     assert b"Host: [::1]:9\r\n" in Target("::1", 9).get("/metrics")
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("concurrency", 0), ("concurrency", 8.0), ("concurrency", True), ("num_requests", 0),
-        ("input_tokens", 0), ("output_tokens", 0), ("warmup_requests", -1), ("seed", -1),
-        ("seed", "x"), ("temperature", -0.1), ("temperature", float("nan")), ("top_p", 0),
-        ("top_p", 1.5), ("timeout_s", 0), ("timeout_s", float("inf")), ("stall_timeout_s", -1),
-        ("stall_timeout_s", None),
-    ],
-)  # fmt: skip
-def test_spec_names_the_wrong_field(field, value):
-    fields = {"concurrency": 1, "num_requests": 1, "input_tokens": 1, "output_tokens": 1, field: value}
-    with pytest.raises(BadRequest, match=field):
-        LoadSpec(**fields)

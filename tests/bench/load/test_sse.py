@@ -7,9 +7,19 @@ import random
 
 import pytest
 
+from bench.load import sse
 from bench.load.sse import parse_stream
 
 DONE = b"data: [DONE]\n\n"
+
+
+@pytest.fixture(autouse=True, params=["typed decoder", "json"])
+def with_and_without_the_typed_decoder(request, monkeypatch):
+    """Both ways of reading an event must find the same, the wrong ones included."""
+    if request.param == "json":
+        monkeypatch.setattr(sse, "_decode", None)
+    else:
+        assert sse._decode is not None
 
 
 def event(

@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from bench.load import closed_loop
+from bench.load import drive
 from tests.fakes.sim_server import SimServer
 
 CLOSE_S = 0.004  # far under the delays below, far over what the client adds
@@ -40,9 +40,9 @@ def test_times_and_counts_are_the_servers(run_load, monkeypatch, event_loop, lay
     if event_loop == "uvloop":
         pytest.importorskip("uvloop")
     else:
-        monkeypatch.setattr(closed_loop, "_event_loop", lambda: ("asyncio", asyncio.new_event_loop))
+        monkeypatch.setattr(drive, "_event_loop", lambda: ("asyncio", asyncio.new_event_loop))
     with SimServer(ttft_s=0.06, itl_s=0.02, **layout) as sim:
-        result = run_load(sim.base_url, concurrency=4, num_requests=12, output_tokens=16, warmup_requests=4)
+        result = run_load(sim.base_url, concurrency=4, num_requests=12, output_tokens=16)
         truth = sim.truth()
     assert result.client.event_loop == event_loop
     assert (result.completed, result.failed) == (12, 0)
@@ -63,8 +63,9 @@ def test_times_and_counts_are_the_servers(run_load, monkeypatch, event_loop, lay
         sent_delays.append((true["received_ns"] - record.sent_ns) / 1e9)
         arrival_delays += ((np.array(record.chunk_ns) - np.array(times)) / 1e9).tolist()
         gap_errors += (np.abs(np.diff(record.chunk_ns) - np.diff(times)) / 1e9).tolist()
-        ttft_errors.append(abs(record.ttft_s - (first_ns - true["received_ns"]) / 1e9))
-        e2e_errors.append(abs(record.e2e_s - (last_ns - true["received_ns"]) / 1e9))
+        # From the sending: how late that was is a figure of its own, and on a busy machine not small.
+        ttft_errors.append(abs((record.first_token_ns - record.sent_ns) - (first_ns - true["received_ns"])) / 1e9)
+        e2e_errors.append(abs((record.last_token_ns - record.sent_ns) - (last_ns - true["received_ns"])) / 1e9)
         tpot_errors.append(abs(record.tpot_s - (last_ns - first_ns) / 1e9 / 15))
     assert min(sent_delays) > 0  # a request cannot arrive before it was sent, nor a token
     # The server notes the time just before it writes, so only a client that stamps too early can be below.
@@ -81,8 +82,8 @@ def gaps_seen(result) -> int:
 
 def test_reported_statistics_are_those_of_the_truth(run_load):
     with SimServer(ttft_s=0.08, itl_s=0.02, faults={n: {"ttft_s": 0.4} for n in (4, 9)}) as sim:
-        result = run_load(sim.base_url, concurrency=4, num_requests=20, output_tokens=11, warmup_requests=4)
-        truth = sim.truth()[4:]  # the warm-up came first
+        result = run_load(sim.base_url, concurrency=4, num_requests=20, output_tokens=11)
+        truth = sim.truth()
     sends = [[at for at, _ in line["sends"]] for line in truth]
     ttft = [(s[0] - line["received_ns"]) / 1e9 for s, line in zip(sends, truth, strict=True)]
     e2e = [(s[-1] - line["received_ns"]) / 1e9 for s, line in zip(sends, truth, strict=True)]
@@ -132,9 +133,9 @@ def test_a_busy_client_is_reported(run_load):
 
     with SimServer(ttft_s=0.05, itl_s=0.01) as sim:
         calm = run_load(sim.base_url, output_tokens=20)
-        busy = run_load(sim.base_url, output_tokens=20, on_progress=lambda progress: _burn(time, 1.0))
+        busy = run_load(sim.base_url, output_tokens=20, on_progress=lambda progress: _burn(time, 0.7))
     assert busy.client.loop_lag_max_s > 0.15 > calm.client.loop_lag_p50_s
-    assert busy.client.cpu_s > calm.client.cpu_s + 0.9
+    assert busy.client.cpu_s > calm.client.cpu_s + 0.6
     assert (
         busy.client.core_share > calm.client.core_share
         and busy.client.share_of_machine < busy.client.core_share + 1e-9
