@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,8 @@ filter: key:value words, joined by AND (or a blank) and OR, negated by -, groupe
 "quoted words", (a OR b), /a regular expression/, or <, <=, >, >= and a number. Null is none.
 
 fail-on: a rule trips on a change that is decided (significant after correction, or exact) and beyond the threshold;
-METRIC>5%! takes the estimate alone. What too few restarts leave undecided passes with a word, unless --undecided fail.
+METRIC>5%! takes the estimate alone. From a baseline of 0 any change is beyond every per cent. What too few
+restarts leave undecided passes with a word, unless --undecided fail.
 exit code: 0; 1 where a rule tripped or nothing could be compared; 2 for a bad request."""
 
 
@@ -78,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 where a rule tripped or nothing was compared; 2 with one sentence on a bad request."""
     from analysis.compare import gate
 
+    printable()
     try:
         options = Options(
             words(args.metric),
@@ -115,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         # Beside machine-readable output the verdict must not stand on the same stream.
         print("\n".join(told), file=sys.stdout if form == "text" or args.out else sys.stderr)
     nothing = not len(comparison.changes) and not comparison.outcomes
-    return 1 if failed or (nothing and not rules) else 0
+    return 1 if failed or nothing else 0
 
 
 def _write(comparison: Comparison, args: argparse.Namespace, form: str) -> None:
@@ -155,6 +158,13 @@ def _format(args: argparse.Namespace) -> str:
     if form == "parquet" and args.out is None:
         raise CompareError("--format parquet is not for a terminal: name a file with --out changes.parquet")
     return form
+
+
+def printable() -> None:
+    """A terminal that has no ± or … gets ? for it, and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def words(given: list[str]) -> tuple[str, ...]:

@@ -8,12 +8,17 @@ the baseline and not on another side.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from analysis.compare.metrics import METRICS, Metric
-from analysis.compare.model import VERDICTS, CompareError, Comparison
+from analysis.compare.model import VERDICTS, Changes, CompareError, Comparison
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _RULE = re.compile(r"\s*([A-Za-z_]\w*)\s*(<|>)\s*=?\s*([+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*([%A-Za-z/]*)\s*(!?)\s*")
 
@@ -113,7 +118,7 @@ def apply(rules: Sequence[Rule], comparison: Comparison) -> list[Verdict]:
             continue
         which = [at for at, metric in enumerate(comparison.metrics) if _names(metric, rule.metric)]
         here = np.isin(changes.metric, which)
-        size = changes.per_cent("change") if rule.per_cent else changes.change
+        size = _size(changes, rule)
         beyond = here & (size > rule.limit if rule.sign == ">" else size < rule.limit)
         trips = beyond if rule.any else beyond & decided
         left = np.zeros_like(beyond) if rule.any else beyond & open_ones
@@ -123,6 +128,16 @@ def apply(rules: Sequence[Rule], comparison: Comparison) -> list[Verdict]:
             )
         )
     return out
+
+
+def _size(changes: Changes, rule: Rule) -> np.ndarray:
+    """Change in the rule's unit. From a baseline of 0 any change is more than every per cent: infinite, not unknown."""
+    import numpy as np
+
+    if not rule.per_cent:
+        return changes.change
+    from_nothing = (changes.median_a == 0) & (changes.change != 0) & np.isfinite(changes.change)
+    return np.where(from_nothing, np.copysign(np.inf, changes.change), changes.per_cent("change"))
 
 
 def _names(metric: Metric, name: str) -> bool:
@@ -141,7 +156,7 @@ def sentences(verdicts: Sequence[Verdict], comparison: Comparison, undecided: st
                 + (
                     f": {one.failures} cells start on {comparison.baseline} and not on the other side"
                     if one.failures
-                    else ""
+                    else _more_often(comparison)
                 )
             )
         elif one.tripped:
@@ -163,9 +178,17 @@ def sentences(verdicts: Sequence[Verdict], comparison: Comparison, undecided: st
     return out, failed
 
 
+def _more_often(comparison: Comparison) -> str:
+    worse = sum(outcome.kind == "worse" for outcome in comparison.outcomes)
+    return f"; {worse} cells fail more often without failing always" if worse else ""
+
+
 def _worst(one: Verdict, comparison: Comparison) -> str:
     changes = comparison.changes
-    size = changes.per_cent("change") if one.rule.per_cent else changes.change
+    size = _size(changes, one.rule)
     at = max(one.tripped, key=lambda at: size[at] if one.rule.sign == ">" else -size[at])
     unit = "%" if one.rule.per_cent else f" {comparison.metrics[int(changes.metric[at])].unit}"
+    if math.isinf(size[at]):
+        told = f"from 0 to {changes.median_b[at]:.3g} {comparison.metrics[int(changes.metric[at])].unit}".rstrip()
+        return f"{told} in {comparison.cells[int(changes.cell[at])].name}"
     return f"most {size[at]:+.3g}{unit} in {comparison.cells[int(changes.cell[at])].name}"

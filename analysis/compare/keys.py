@@ -29,6 +29,9 @@ ENGINE = (
     "cpu_offload_gb",
     "extra_args",
     "launcher",
+    "colocation",
+    "colocation_member",
+    "colocation_point_id",
 )
 """Settings of an engine start, in the order in which a cell's name tells them."""
 
@@ -57,10 +60,12 @@ WORKLOAD = (
     "slo_itl_s",
     "slo_e2e_s",
     "knee_axis",
+    "colocation_mode",
 )
 """Settings of a workload, of any schema version."""
 
-MISSING_MEANS = {"shared_prefix_ratio": 0.0}
+_ALONE = ("colocation", "colocation_member", "colocation_point_id", "colocation_mode")
+MISSING_MEANS = {"shared_prefix_ratio": 0.0, **dict.fromkeys(_ALONE, "")}
 """What rows of a schema without the column stand for; null elsewhere."""
 
 OBSERVED = ("model_runner", "attention_backend", "linear_kernels")

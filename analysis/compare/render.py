@@ -191,7 +191,7 @@ def _listing(out: Page, c: Comparison, side: int, show: object, title: str, ever
                 continue
             rows_at.sort(key=lambda row: -size[row])
             direction = f" ({metric.better} is better)" if metric.better else ""
-            head = f"{table + ': ' if table else ''}{metric.name}, {metric.unit}{direction}".replace(", (", " (")
+            head = f"{table + ': ' if table else ''}{f'{metric.name}, {metric.unit}'.rstrip(', ')}{direction}"
             out.lines += ["", f"**{head}**" if out.markdown else head, *([""] if out.markdown else [])]
             alike = _alike(c, rows_at) if not every else [[row] for row in rows_at]
             rows = [_row(c, group, metric.better) for group in alike[:limit]]
@@ -312,7 +312,8 @@ def _method(out: Page, c: Comparison) -> None:
             f"Test: {c.test}" + (f" ({c.test_note})" if c.test_note else "") + f". Correction over all {c.tests:,} "
             f"comparisons: {CORRECTION_NAMES[c.correction]}, alpha {c.alpha:g}. Samples are engine restarts."
         )
-        shift = "the Hodges-Lehmann shift" if "Mann-Whitney" in c.test else "the difference of means"
+        means = "geometric means" if "moderated" in c.test else "means"
+        shift = "the Hodges-Lehmann shift" if "Mann-Whitney" in c.test else f"the difference of {means}"
         out.text(
             f"Figures are medians ± half the interquartile range; change is {shift}, with its own "
             f"uncorrected {100 - 100 * c.alpha:g} % interval; per cent are of {c.baseline}'s median. "

@@ -9,6 +9,7 @@ Genet. Mol. Biol. 3 (2004). Corrections: Benjamini-Hochberg as in `scipy.stats.f
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -136,35 +137,58 @@ def _critical(n: int, m: int, alpha: float) -> int:
     return max(0, math.floor(n * m / 2 + ndtri(alpha / 2) * math.sqrt(n * m * (n + m + 1) / 12)))
 
 
+@dataclass(frozen=True)
+class Prior:
+    """What the variances of one side's cells are drawn from: `df` 0 for nothing known, and at most `total` to gain."""
+
+    df: float
+    variance: float
+    total: float = math.inf
+
+
 def t_test(
-    a: np.ndarray, b: np.ndarray, alpha: float, prior: tuple[float, float] | None = None
+    a: np.ndarray, b: np.ndarray, alpha: float, priors: tuple[Prior, Prior] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """p, difference of means and its 1-alpha interval: Welch's test, or with a `prior` the moderated one.
+    """p, difference of means and its 1-alpha interval: Welch's test, or with `priors` the moderated one.
+
+    The moderated test is Welch's with each side's variance drawn to what that side's cells have in common, or with both
+    sides' variance pooled where that is the larger error. Pooled alone, noise of the side with fewer restarts would
+    count as a change if it is the noisier one; apart alone, few restarts that agree by luck would.
 
     Args:
-        prior: degrees of freedom and variance of `variance_prior`, in units of the baseline's mean squared.
+        priors: of the first and the second side, in the units of the values squared.
     """
     import numpy as np
     from scipy.special import stdtr, stdtrit
 
-    n, m = a.shape[1], b.shape[1]
     change = b.mean(axis=1) - a.mean(axis=1)
-    va, vb = (_variance(x) for x in (a, b))
+    square, shares, within = np.zeros(len(a)), np.zeros(len(a)), np.zeros(len(a))
+    n, m = a.shape[1], b.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        if prior is None:
-            error = np.sqrt(va / n + vb / m)
-            df = (va / n + vb / m) ** 2 / ((va / n) ** 2 / (n - 1) + (vb / m) ** 2 / (m - 1))
-        else:
-            d0, s0 = prior
-            pooled, own = pooled_variance(a, b)
-            scale = a.mean(axis=1) ** 2
-            moderated = s0 * scale if math.isinf(d0) else (d0 * s0 * scale + own * pooled) / (d0 + own)
-            error = np.sqrt(moderated * (1 / n + 1 / m))
-            df = np.full(len(a), min(d0 + own, 1e6))
+        for side, sample in enumerate((a, b)):
+            variance, df = _variance(sample), float(sample.shape[1] - 1)
+            if priors is not None:
+                variance, df = _moderated(variance, df, priors[side])
+            part = variance / sample.shape[1]
+            square, shares = square + part, shares + part**2 / df
+            within += variance * (sample.shape[1] - 1)
+        df_of = np.where(shares > 0, np.minimum(square**2 / shares, 1e6), np.where(square > 0, 1e6, np.nan))
+        pooled = within / (n + m - 2) * (1 / n + 1 / m)
+        error = np.sqrt(square if priors is None else np.fmax(square, pooled))
         t = change / error
-        p = np.where(np.isfinite(t), 2 * stdtr(df, -np.abs(t)), np.where(change == 0, 1.0, np.nan))
-        reach = -stdtrit(df, alpha / 2) * error
+        p = np.where(np.isfinite(t), 2 * stdtr(df_of, -np.abs(t)), np.where(change == 0, 1.0, np.nan))
+        reach = -stdtrit(df_of, alpha / 2) * error
     return p, change, change - reach, change + reach
+
+
+def _moderated(variance: np.ndarray, df: float, prior: Prior) -> tuple[np.ndarray, float]:
+    import numpy as np
+
+    if not df:
+        return np.full(len(variance), prior.variance), max(min(prior.df, prior.total), 1e-9)
+    if math.isinf(prior.df):
+        return np.full(len(variance), prior.variance), min(prior.total, 1e6)
+    return (prior.df * prior.variance + df * variance) / (prior.df + df), min(prior.df + df, max(prior.total, df))
 
 
 def _variance(x: np.ndarray) -> np.ndarray:
@@ -173,15 +197,7 @@ def _variance(x: np.ndarray) -> np.ndarray:
     return x.var(axis=1, ddof=1) if x.shape[1] > 1 else np.full(len(x), np.nan)
 
 
-def pooled_variance(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, int]:
-    """Variance within both samples, and its degrees of freedom."""
-    own = a.shape[1] + b.shape[1] - 2
-    within = ((a - a.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
-    within += ((b - b.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
-    return within / max(own, 1), own
-
-
-def variance_prior(variances: np.ndarray, df: np.ndarray) -> tuple[float, float]:
+def variance_prior(variances: np.ndarray, df: np.ndarray) -> Prior:
     """Degrees of freedom and scale of what the cells' variances are drawn from (Smyth 2004, section 6.2)."""
     import numpy as np
     from scipy.special import digamma, polygamma
@@ -189,13 +205,13 @@ def variance_prior(variances: np.ndarray, df: np.ndarray) -> tuple[float, float]
     usable = (variances > 0) & (df > 0)
     z, half = np.log(variances[usable]), df[usable] / 2.0
     if len(z) < 2:
-        return 0.0, 1.0
+        return Prior(0.0, 1.0)
     e = z - digamma(half) + np.log(half)
-    excess = e.var(ddof=1) - polygamma(1, half).mean()
+    excess, total = e.var(ddof=1) - polygamma(1, half).mean(), float(df[usable].sum())
     if excess <= 0:
-        return math.inf, float(np.exp(e.mean()))
+        return Prior(math.inf, float(np.exp(e.mean())), total)
     d0 = 2 * _trigamma_inverse(float(excess))
-    return d0, float(np.exp(e.mean() + digamma(d0 / 2) - np.log(d0 / 2)))
+    return Prior(d0, float(np.exp(e.mean() + digamma(d0 / 2) - np.log(d0 / 2))), total)
 
 
 def _trigamma_inverse(x: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,7 +28,8 @@ of three standard deviations, the moderated t test nearly all)."""
 _NAMES = {
     "mann-whitney": "Mann-Whitney U, two-sided, exact where n x m <= 2500",
     "welch": "Welch's t test, two-sided (assumes normal noise)",
-    "moderated-t": "moderated t test, two-sided (assumes normal noise, its size alike among the cells of a metric)",
+    "moderated-t": "moderated t test of logarithms, two-sided (assumes normal noise, its size per side alike among the "
+    "cells of a metric)",
 }
 
 
@@ -250,7 +251,8 @@ def _decide(judged: Judged, batches: Sequence[_Batch], options: Options, pool: T
         floor = MODERATED_FROM if options.test == "auto" else 2
         testable = open_ones & (smallest >= floor)
         need = floor
-        judged.interval = f"{100 * (1 - alpha):g} % t interval of the difference of means"
+        of = "geometric means" if test == "moderated-t" else "means"
+        judged.interval = f"{100 * (1 - alpha):g} % t interval of the difference of {of}"
     agreed = np.ones(len(changes), bool) if options.test != "auto" or test == "mann-whitney" else changes.p <= alpha
     _estimate(judged, batches, options, test, testable, pool)
     testable &= np.isfinite(changes.p)
@@ -287,7 +289,7 @@ def _estimate(
 
     changes = judged.changes
     settled = (changes.verdict == SAME) | (changes.verdict == EXACT)
-    priors = _priors(batches, len(judged.metrics), ~settled) if test == "moderated-t" else None
+    scales = _scales(batches, judged, changes, ~settled) if test == "moderated-t" else None
 
     def one(batch: _Batch) -> None:
         # One restart against one has a difference and nothing else.
@@ -299,32 +301,75 @@ def _estimate(
             return
         if test == "mann-whitney":
             shift, low, high = stats.hodges_lehmann(a, b, options.alpha)
+        elif scales is None:
+            changes.p[at], shift, low, high = stats.t_test(a, b, options.alpha)
         else:
-            prior = priors[batch.metric] if priors else None
-            changes.p[at], shift, low, high = stats.t_test(a, b, options.alpha, prior)
+            scale = scales[batch.metric, int(changes.column[at[0]])]
+            x, y, back = scale.there(a, b)
+            changes.p[at], *estimate = stats.t_test(x, y, options.alpha, scale.priors)
+            shift, low, high = (back(value) for value in estimate)
         changes.change[at], changes.low[at], changes.high[at] = shift, low, high
 
     with np.errstate(invalid="ignore"):
         list(pool.map(one, batches))
 
 
-def _priors(batches: Sequence[_Batch], metrics: int, use: np.ndarray) -> list[tuple[float, float]]:
-    """Per metric what its cells' relative variances have in common."""
+@dataclass
+class _Scale:
+    """Where the moderated t test compares a metric: on logarithms where all values are above 0, since what disturbs a
+    restart slows it by a share; else on parts of the baseline's mean."""
+
+    logarithms: bool
+    priors: tuple[stats.Prior, stats.Prior]
+
+    def there(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """Both samples on that scale, and the way back for their difference."""
+        import numpy as np
+
+        unit = np.abs(a.mean(axis=1))
+        if not self.logarithms:
+            return a / unit[:, None], b / unit[:, None], lambda value: value * unit
+        x, y = np.log(a), np.log(b)
+        middle = np.exp(x.mean(axis=1))
+        return x, y, lambda value: middle * np.expm1(value)
+
+
+def _scales(
+    batches: Sequence[_Batch], judged: Judged, changes: Changes, use: np.ndarray
+) -> dict[tuple[int, int], _Scale]:
+    """Per metric and other side: the scale, and what the variances of each side's cells have in common there."""
     import numpy as np
 
-    out = []
-    for metric in range(metrics):
-        variances, df = [np.zeros(0)], [np.zeros(0)]
-        for batch in batches:
-            if batch.metric == metric and batch.a.shape[1] + batch.b.shape[1] > 2:
-                chosen = use[batch.at]
-                pooled, own = stats.pooled_variance(batch.a[chosen], batch.b[chosen])
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    relative = pooled / batch.a[chosen].mean(axis=1) ** 2
-                variances.append(relative[np.isfinite(relative)])
-                df.append(np.full(len(variances[-1]), own))
-        out.append(stats.variance_prior(np.concatenate(variances), np.concatenate(df)))
+    groups: dict[tuple[int, int], list[_Batch]] = {}
+    for batch in batches:
+        groups.setdefault((batch.metric, int(changes.column[batch.at[0]])), []).append(batch)
+    above = [
+        all((one.a > 0).all() and (one.b > 0).all() for one in batches if one.metric == metric)
+        for metric in range(len(judged.metrics))
+    ]
+    out = {}
+    for (metric, side), members in groups.items():
+        scale = _Scale(above[metric], (stats.Prior(0.0, 1.0), stats.Prior(0.0, 1.0)))
+        found: list[list[tuple[np.ndarray, int]]] = [[], []]
+        for batch in members:
+            chosen = use[batch.at]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                *samples, _ = scale.there(batch.a[chosen], batch.b[chosen])
+                for at, sample in enumerate(samples):
+                    if sample.shape[1] > 1:
+                        found[at].append((sample.var(axis=1, ddof=1), sample.shape[1] - 1))
+        first, second = (_prior(one) for one in found)
+        out[metric, side] = _Scale(above[metric], (first, second))
     return out
+
+
+def _prior(found: Sequence[tuple[np.ndarray, int]]) -> stats.Prior:
+    import numpy as np
+
+    variances = np.concatenate([np.zeros(0), *(values for values, _ in found)])
+    df = np.concatenate([np.zeros(0), *(np.full(len(values), float(own)) for values, own in found)])
+    known = np.isfinite(variances)
+    return stats.variance_prior(variances[known], df[known])
 
 
 def _geomeans(grid: Grid, judged: Judged) -> list[Geomean]:

@@ -43,9 +43,10 @@ def run(args: argparse.Namespace) -> int:
     import json
     import shutil
 
-    from analysis.compare.cli import words
+    from analysis.compare.cli import printable, words
     from analysis.history import render, series
 
+    printable()
     try:
         if not 0 < args.alpha < 1:
             raise CompareError(f"--alpha {args.alpha:g}: a level between 0 and 1 is needed, such as 0.05")

@@ -81,9 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 2 with one sentence on what cannot be used."""
+    from analysis.compare.cli import printable
     from analysis.query.database import QueryError
     from analysis.rows import RowsError
 
+    printable()
     try:
         if args.examples:
             sys.stdout.write("".join(f"-- {title}\n{sql};\n\n" for title, sql in EXAMPLES))

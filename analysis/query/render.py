@@ -77,7 +77,7 @@ def as_csv(table: pa.Table) -> str:
 
 
 def write_parquet(table: pa.Table, columns: Mapping[str, Column], path: Path) -> None:
-    """Unit and meaning of documented columns go along in the fields' metadata. Raises OSError."""
+    """Unit and meaning of documented columns go along in the fields' metadata. Raises OSError, QueryError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -85,7 +85,13 @@ def write_parquet(table: pa.Table, columns: Mapping[str, Column], path: Path) ->
     for one in table.schema:
         known = columns.get(one.name)
         fields.append(one.with_metadata({"unit": known.unit, "meaning": known.meaning}) if known else one)
-    pq.write_table(table.cast(pa.schema(fields)), path)
+    try:
+        pq.write_table(table.cast(pa.schema(fields)), path)
+    except pa.ArrowException as unfit:  # an interval, say, which Parquet does not know
+        from analysis.query.database import QueryError
+
+        why = " ".join(str(unfit).split())
+        raise QueryError(f"{path}: Parquet cannot hold this result ({why}); cast the column, e.g. to VARCHAR") from None
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -183,6 +183,51 @@ def test_a_gate_says_what_restarts_leave_undecided(tmp_path: Path, capsys: pytes
     assert main([*words, "--undecided", "fail"]) == 1
 
 
+def test_a_gate_in_per_cent_trips_on_a_rise_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [write_set(tmp_path / str(n), 2, 8, lambda c, r, n=n: {"preemptions": n}) for n in (0, 5)]
+    assert main(["compare", *map(str, sets), "--fail-on", "preemptions>5%"]) == 1
+    assert "TRIPPED: preemptions>5%: 2 of 2 comparisons, from 0 to 5 in" in capsys.readouterr().out
+    assert main(["compare", *map(str, sets[::-1]), "--fail-on", "preemptions>5%"]) == 0
+
+
+def test_a_gate_does_not_pass_where_nothing_could_be_compared(tmp_path: Path) -> None:
+    sets = [write_set(tmp_path / "a", 2, 8, noisy(1)),
+            write_set(tmp_path / "b", 2, 8, noisy(2), lambda c, r: {"model": "another"})]  # fmt: skip
+    assert main(["compare", *map(str, sets), "--fail-on", "throughput<-5%"]) == 1
+
+
+def test_a_gate_on_failures_says_what_fails_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = write_set(tmp_path / "a", 2, 8, noisy(1))
+    b = write_set(tmp_path / "b", 2, 8, noisy(2), lambda c, r: {"status": "failed"} if c == 1 and r == 0 else {})
+    assert main(["compare", str(a), str(b), "--fail-on", "failures>0"]) == 0
+    assert "ok: failures>0; 1 cells fail more often without failing always" in capsys.readouterr().out
+
+
+def test_text_of_logs_and_wide_figures_leave_the_terminal_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def values(seconds: float) -> Any:
+        return lambda c, r: {"tpot_p99_s": seconds + 1e-6 * r, "preemptions": 3}
+
+    sets = [write_set(tmp_path / name, 2, 8, values(s), lambda c, r: {"model": "x\x1b[31mred"})
+            for name, s in (("baseline-of-last-week", 0.01), ("candidate-of-today", 0.02))]  # fmt: skip
+    assert main(["compare", *map(str, sets), "--width", "80", "--all", "--metric", "tpot_p99,preemptions"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and max(map(len, out.splitlines())) <= 80 and "\npreemptions (lower is better)" in out
+
+
+def test_a_terminal_without_the_characters_is_no_traceback(tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    for words in (["compare"], ["history", "--metric", "throughput"], ["query", "SELECT '±'"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "analysis", *words, *map(str, pair(tmp_path))], cwd=REFERENCE.parents[1],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
 def test_outputs_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = [str(one) for one in pair(tmp_path)]
     assert main(["compare", *sets, "--out", str(tmp_path / "c.json")]) == 0

@@ -78,3 +78,27 @@ def test_three_restarts_say_why_they_cannot_decide(tmp_path: Path) -> None:
     assert "3 against 3 restarts can reach p = 0.1 at the least by Mann-Whitney, never 0.05" in text
     assert "Needs at least 5 restarts on both sides" in text
     shutil.rmtree(tmp_path)
+
+
+def test_a_noisier_side_with_fewer_restarts_is_no_change(tmp_path: Path) -> None:
+    def alarm(seed: int) -> bool:
+        sets = [
+            make_sets.write_set(tmp_path / str(at), 20, n, make_sets.noisy(10 * seed + at, noise=noise))
+            for at, (n, noise) in enumerate([(12, 0.01), (5, 0.03)])
+        ]
+        return bool(reported(compare_sets(sets, OPTIONS)))
+
+    assert sum(alarm(seed) for seed in range(12)) <= 2
+
+
+def test_moderated_t_compares_by_factors(tmp_path: Path) -> None:
+    values = np.exp(np.random.default_rng(1).normal(size=(2, 6, 5)))
+    sets = [
+        make_sets.write_set(tmp_path / str(at), 6, 5, lambda c, r, at=at: {"output_tokens_per_s": values[at, c, r]})
+        for at in range(2)
+    ]
+    comparison = compare_sets(sets, Options(metrics=("throughput",), test="moderated-t"))
+    means = np.exp(np.log(values).mean(axis=2))
+    for one in comparison.records():
+        assert one["change"] == pytest.approx(means[1, one["cell_index"] - 6] - means[0, one["cell_index"] - 6])
+        assert one["low"] > -means[0, one["cell_index"] - 6]  # no throughput falls by more than all of it

@@ -301,3 +301,8 @@ def test_help_needs_no_database():
         "print(sorted({'duckdb', 'pyarrow', 'pandas'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
+
+
+def test_a_value_that_parquet_cannot_hold_is_one_sentence(ask, small, tmp_path):
+    code, _, error = ask("SELECT interval 1 day AS lag", small, "--out", str(tmp_path / "x.parquet"))
+    assert code == 2 and error.startswith("error: ") and "Parquet cannot hold this" in error and error.count("\n") == 1
