@@ -11,7 +11,7 @@ Row = dict[str, Any]
 SCHEMA_VERSION = 2
 """Newest schema of result sets that is read here; bench/record/tables.py holds the history."""
 
-TABLES = ("engines", "workloads", "requests", "samples")
+TABLES = ("engines", "workloads", "requests", "samples", "colocations")
 STARTED = ("ok", "memory_only")
 """Status of rows whose engine started and was measured."""
 
@@ -87,6 +87,11 @@ def read_engines(roots: Iterable[Path]) -> list[Row]:
 def started(rows: Iterable[Row]) -> list[Row]:
     """Rows whose engine started and was measured, whether or not it could generate."""
     return [row for row in rows if row.get("status") in STARTED]
+
+
+def alone(rows: Iterable[Row]) -> list[Row]:
+    """Rows of engines that had the device to themselves: not those of a group that ran at once."""
+    return [row for row in rows if row.get("colocation_id") is None]
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:

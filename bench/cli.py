@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import re
@@ -52,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             raise BadRequest("hydra.mode=RUN: leave it out; one point is a grid of one")
         return Runner.current().run(load_request(composed))
 
+    if said := _says_nothing_to_a_group(words):
+        return _refuse(said, BadRequest.exit_code)
     sys.argv = [sys.argv[0], *_for_this_machine(words)]
     # A batch system's SIGTERM and a closed terminal end a sweep as Ctrl-C does: in order.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -75,6 +78,17 @@ def main(argv: list[str] | None = None) -> int:
 def _interrupt(number: int, _frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # once is enough: a second one must not cut the clean-up short
     raise KeyboardInterrupt
+
+
+def _says_nothing_to_a_group(words: list[str]) -> str:
+    """A sentence where a setting of one engine is given for a group, whose engines have their own; else empty."""
+    if not any(word.startswith("colocate=") and word != "colocate=none" for word in words):
+        return ""
+    lost = [word for word in words if re.match(r"(model|quantization|workload)[=.]|engine\.", word)]
+    if not lost:
+        return ""
+    return (f"{lost[0]}: says nothing to a group of engines; set colocate.engines.NAME.engine.* or "
+            "colocate.streams.NAME.load.*, or choose model@colocate.engines.NAME.model=...")  # fmt: skip
 
 
 def _for_this_machine(words: list[str]) -> list[str]:
@@ -108,11 +122,23 @@ def _sentence(error: BaseException) -> str:
         return f"{error.override}: cannot be read ({str(error).splitlines()[0]}); write key=value or key=value1,value2"
     first = str(error).strip().splitlines()[0]
     if unknown := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", first):
-        return _unknown_key(unknown[1] or unknown[2])
+        return _unknown_inside(unknown[1] or unknown[2], error.__cause__) or _unknown_key(unknown[1] or unknown[2])
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return f"{cause.full_key}: {str(cause).strip().splitlines()[0]}"
     return first
+
+
+def _unknown_inside(key: str, cause: BaseException | None) -> str:
+    """The refusal of a key within a list that was given whole, as in `workload.points=[{name:a,knee:{sloo:1}}]`."""
+    from omegaconf.errors import ConfigKeyError
+
+    if not isinstance(cause, ConfigKeyError) or not cause.full_key or cause.full_key == key:
+        return ""
+    known = [field.name for field in dataclasses.fields(cause.object_type)] if cause.object_type else []
+    near = difflib.get_close_matches(str(cause.key), known, n=1)
+    meant = f"did you mean {near[0]}?" if near else "see conf/ for examples"
+    return f"{key}: no such setting {cause.full_key}; {meant}"
 
 
 def _unknown_key(key: str) -> str:

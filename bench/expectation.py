@@ -42,6 +42,8 @@ class Expectation:
     kv_bytes_per_block: Callable[[int], int] | None = None
     """Bytes of one KV block of so many tokens; hybrids group their layers, so this is no multiple of the above."""
     cannot_fit: str = ""
+    shortfall_bytes: int | None = None
+    """What is missing at least, where it cannot fit."""
     note: str = ""
 
     def columns(self) -> dict[str, Any]:
@@ -102,15 +104,18 @@ def expect(request: Request, environment: dict[str, Any]) -> Expectation:
     except ArithmeticRefusal as refusal:
         return Expectation(None, None, note=f"not checked against the arithmetic: {refusal}")
     per_block = partial(kv_bytes_per_block, config, dtype=dtype, **kv)
-    return Expectation(load, per_token, per_block, _cannot_fit(request, environment, load, per_token))
+    return Expectation(load, per_token, per_block, *_cannot_fit(request, environment, load, per_token))
 
 
-def _cannot_fit(request: Request, environment: dict[str, Any], load: ExpectedLoad, per_token: int) -> str:
-    """Certainties only: what is merely tight is worth an engine start, because its failure is data."""
+def _cannot_fit(
+    request: Request, environment: dict[str, Any], load: ExpectedLoad, per_token: int
+) -> tuple[str, int | None]:
+    """Why not, and what is missing. Certainties only: what is merely tight is worth an engine start, because its
+    failure is data."""
     total = environment.get("device_memory_total_bytes")
     engine = request.cfg.engine
     if total is None or engine.cpu_offload_gb:
-        return ""
+        return "", None
     weights = load.bytes
     if engine.kv_cache_memory_bytes is not None:
         needed, of = weights + engine.kv_cache_memory_bytes, total
@@ -121,8 +126,8 @@ def _cannot_fit(request: Request, environment: dict[str, Any], load: ExpectedLoa
         needed, of = weights + one_request, int(total * share)
         what = f"weights {_gib(weights)} and the KV cache of one request {_gib(one_request)}"
     if needed <= of:
-        return ""
-    return f"{what} need {_gib(needed)} of {_gib(of)}, before activations"
+        return "", None
+    return f"{what} need {_gib(needed)} of {_gib(of)}, before activations", needed - of
 
 
 def _gib(size: int) -> str:

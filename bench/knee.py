@@ -29,7 +29,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Knee:
-    """The answer. `highest_met` held in every trial of it and lies below `lowest_broken`; None: there is none."""
+    """The answer. `highest_met` held in most trials of it and lies below `lowest_broken`; None: there is none."""
 
     outcome: str
     highest_met: float | None
@@ -58,10 +58,10 @@ class Knee:
 class KneeSearch:
     """Geometric bracketing, then bisection at the geometric middle; with `whole`, whole numbers alone.
 
-    `low` comes first. Then `high`, if given, or doubling until a trial breaks. A value counts as met only if every
-    trial of it did; with `confirm` the answer is tried once more before it stands, and where it fails the search goes
-    on below it. Of contradicting answers (a load that broke below one that held) the lowest broken one decides, and
-    the contradiction is noted.
+    `low` comes first. Then `high`, if given, or doubling until a trial breaks. With `confirm` both ends of the bracket
+    are tried once more before they stand, so that a chance hiccup no more lowers the answer than a lucky trial raises
+    it; where the two trials of a load disagree, a third decides (a tie that stays counts as broken). Of contradicting
+    answers (a load that broke below one that held) the lowest broken one decides, and the contradiction is noted.
     """
 
     low: float
@@ -71,6 +71,8 @@ class KneeSearch:
     whole: bool = False
     confirm: bool = True
     trials: list[Trial] = field(default_factory=list)
+    stopped: str = ""
+    """Why no further load can be tried."""
 
     @classmethod
     def of(cls, config: KneeConfig) -> KneeSearch:
@@ -84,28 +86,31 @@ class KneeSearch:
 
     def next_value(self) -> float | None:
         """The load to try next; None when the search has ended."""
-        if len(self.trials) >= self.max_trials:
+        if len(self.trials) >= self.max_trials or self.stopped:
             return None
+        if self.confirm and (tied := [trial.value for trial in self.trials if self._lead(trial.value) == 0]):
+            return tied[0]
         met, broken = self._bracket()
         if met is None:
             # Where the lowest load broke there is nothing below it to search.
-            return self.low if broken is None else None
+            return self.low if broken is None or self._unconfirmed(broken) else None
         if broken is None:
             if met == self.high:
                 return met if self._unconfirmed(met) else None
             return self.high if self.high is not None else met * 2
         if not self._close(met, broken):
             return self._between(met, broken)
-        return met if self._unconfirmed(met) else None
+        return next((value for value in (broken, met) if self._unconfirmed(value)), None)
 
     def knee(self) -> Knee:
         """The answer so far; final once `next_value` gave None."""
         met, broken = self._bracket()
+        ran_out = len(self.trials) >= self.max_trials
         if met is None:
             outcome = UNFINISHED if broken is None else BELOW
         elif broken is not None and self._close(met, broken):
             outcome = BRACKETED
-        elif broken is None and (met == self.high or self.high is None and len(self.trials) >= self.max_trials):
+        elif broken is None and (met == self.high or self.stopped or self.high is None and ran_out):
             outcome = AT_LEAST
         else:
             outcome = UNFINISHED
@@ -113,9 +118,14 @@ class KneeSearch:
 
     def _bracket(self) -> tuple[float | None, float | None]:
         """(highest met below every broken one, lowest broken)."""
-        broken = min((trial.value for trial in self.trials if not trial.met), default=None)
-        met = max((t.value for t in self.trials if t.met and (broken is None or t.value < broken)), default=None)
+        tried = {trial.value for trial in self.trials}
+        broken = min((value for value in tried if self._lead(value) <= 0), default=None)
+        met = max((v for v in tried if self._lead(v) > 0 and (broken is None or v < broken)), default=None)
         return met, broken
+
+    def _lead(self, value: float) -> int:
+        """Trials of a load that held, less those that broke."""
+        return sum(1 if trial.met else -1 for trial in self.trials if trial.value == value)
 
     def _close(self, met: float, broken: float) -> bool:
         return broken / met <= 1 + self.tolerance * (1 + 1e-9) or (self.whole and broken - met <= 1)
@@ -127,8 +137,8 @@ class KneeSearch:
             return float(f"{middle:.4g}") if met < float(f"{middle:.4g}") < broken else middle
         return min(max(round(middle), int(met) + 1), int(broken) - 1)
 
-    def _unconfirmed(self, met: float) -> bool:
-        return self.confirm and sum(trial.value == met for trial in self.trials) < 2
+    def _unconfirmed(self, value: float) -> bool:
+        return self.confirm and sum(trial.value == value for trial in self.trials) < 2
 
     def _notes(self, met: float | None, broken: float | None) -> tuple[str, ...]:
         notes = []
@@ -139,9 +149,10 @@ class KneeSearch:
         both = sorted({t.value for t in self.trials if t.met} & {t.value for t in self.trials if not t.met})
         if both:
             shown = ", ".join(f"{value:g}" for value in both)
-            notes.append(f"unstable: {shown} held once and broke once; it counts as broken")
-        if self.confirm and met is not None and self._unconfirmed(met):
-            notes.append(f"{met:g} was tried once only")
+            notes.append(f"unstable: {shown} both held and broke; the majority of its trials decides")
+        notes += [f"{end:g} was tried once only" for end in (met, broken) if end is not None and self._unconfirmed(end)]
+        if self.stopped:
+            notes.append(self.stopped)
         if len(self.trials) >= self.max_trials and not (met is not None and broken is not None
                                                         and self._close(met, broken)):  # fmt: skip
             notes.append(f"max_trials={self.max_trials} reached before the bracket was within {self.tolerance:.0%}")

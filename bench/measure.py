@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from bench import checkpoint
 from bench.engine import failure, logs, memory, phases
 from bench.engine.base import EngineProcess, LaunchRequest
 from bench.engine.command import engine_env, serve_argv
-from bench.engine.gate import wait_clean
+from bench.engine.gate import device_pids, wait_clean
 from bench.engine.guard import Guard
 from bench.engine.launchers import Launchers
 from bench.engine.lifecycle import StartFailed, StopReport, stop, wait_ready
@@ -38,6 +39,7 @@ from bench.rows import (
     workload_telemetry,
 )
 from bench.scratch import scratch_dir
+from bench.telemetry import procfs
 from bench.telemetry.engine_cgroup import EngineCgroup
 from bench.telemetry.off import NoSampler
 from bench.telemetry.sampler import Sampler, read_samples
@@ -53,6 +55,15 @@ def measure(
     progress: Progress,
 ) -> Outcome:
     """Measure one request. Never raises for what an engine does; a failed start is an `Outcome` like any other."""
+    outcome, expectation = begin(request, environment)
+    with held(request, outcome, expectation, results, launchers, guard, progress) as engine:
+        if engine is not None:
+            engine.run_workloads()
+    return outcome
+
+
+def begin(request: Request, environment: dict[str, Any]) -> tuple[Outcome, Expectation]:
+    """The row of an engine start as far as it is known before the launch."""
     began = time.time()
     stamp = datetime.fromtimestamp(began, UTC).strftime("%Y%m%dT%H%M%S")
     run_id = f"{request.point_id}-r{request.cfg.repeat}-{stamp}{int(began * 1000) % 1000:03d}"
@@ -69,21 +80,44 @@ def measure(
         row["warnings"].append(f"inherited from the harness's own environment: {said}")
     if expectation.note:
         row["warnings"].append(expectation.note)
-    outcome = Outcome(run_id, row)
+    return Outcome(run_id, row), expectation
+
+
+@contextlib.contextmanager
+def held(
+    request: Request, outcome: Outcome, expectation: Expectation, results: ResultSet, launchers: Launchers,
+    guard: Guard, progress: Progress, group: list[EngineStart] | None = None,
+) -> Iterator[EngineStart | None]:  # fmt: skip
+    """An engine from clean device to clean device, running while the body runs; None where it did not start.
+
+    `group`: the engines beside it; this one joins them. What the body raises, short of an interrupt, is written into
+    the row.
+    """
+    row = outcome.engine
     if request.cfg.prune and expectation.cannot_fit:
         fail(row, "unknown", "cannot_fit", expectation.cannot_fit, status="pruned")
+        row["shortfall_bytes"] = expectation.shortfall_bytes
+        yield None
     else:
         progress.phase("import")
         launchers.prepare(request)
         with scratch_dir(request.cfg.paths.scratch) as scratch:
+            entered = False
             try:
-                EngineStart(request, outcome, scratch, results, launchers, guard, progress).run(expectation)
+                engine = EngineStart(request, outcome, scratch, results, launchers, guard, progress, group or ())
+                if group is not None:
+                    engine.group = group
+                    group.append(engine)
+                with engine.running(expectation) as ready:
+                    entered = True
+                    yield engine if ready else None
             except Exception as error:  # a defect of ours must not lose what the engine showed until then
                 sentence = f"the harness itself failed: {type(error).__name__}: {error}"
                 fail(row, "unknown", "harness_error", sentence, traceback.format_exc())
+                if not entered:
+                    yield None
     row["ended_unix_s"] = time.time()
-    row["total_s"] = row["ended_unix_s"] - began
-    return outcome
+    row["total_s"] = row["ended_unix_s"] - row["started_unix_s"]
 
 
 class EngineStart:
@@ -91,10 +125,14 @@ class EngineStart:
 
     def __init__(
         self, request: Request, outcome: Outcome, scratch: Path, results: ResultSet, launchers: Launchers, guard: Guard,
-        progress: Progress,
+        progress: Progress, group: Sequence[EngineStart] = (),
     ) -> None:  # fmt: skip
         self.request, self.outcome, self.row = request, outcome, outcome.engine
         self.scratch, self.launchers, self.guard, self.progress = scratch, launchers, guard, progress
+        self.group = group
+        self.device_pids: frozenset[int] = frozenset()
+        """Processes on the device when this engine of a group became ready: its own and those of the ones before."""
+        self.sampler: Sampler | NoSampler = NoSampler(scratch / "telemetry")
         self.probe_dir = scratch / "probe"
         self.probe_dir.mkdir()
         self.log = results.logs / f"{outcome.run_id}.log"
@@ -106,53 +144,49 @@ class EngineStart:
 
     # -- the way through ---------------------------------------------------------------------------------------
 
-    def run(self, expectation: Expectation) -> None:
-        """Gate, launch, report, load, stop, gate; fills the rows."""
+    @contextlib.contextmanager
+    def running(self, expectation: Expectation) -> Iterator[bool]:
+        """Gate, launch and report; then the body, told whether the engine is ready; then stop, gate and sum up."""
         cfg = self.request.cfg
         names = gpu_names(cfg.device) if self.request.device_kind == "cuda" else ()
         gpus = [int(name) if name.isdecimal() else name for name in names]
-        folder = self.scratch / "telemetry"
-        sampler: Sampler | NoSampler = NoSampler(folder)
         if cfg.telemetry.enabled:
-            sampler = Sampler(folder, gpus, cfg.telemetry.hz, cfg.telemetry.pss_hz)
+            self.sampler = Sampler(self.scratch / "telemetry", gpus, cfg.telemetry.hz, cfg.telemetry.pss_hz)
         else:
             self.row["warnings"].append("telemetry.enabled=false: no device or process figures were taken")
         try:
-            with self.cgroup, sampler:
-                self.phase(sampler, "gate")
+            with self.cgroup, self.sampler:
+                self.phase("gate")
                 if not self.gate("before"):
+                    yield False
                     return
-                self.phase(sampler, "idle")
+                self.phase("idle")
                 time.sleep(cfg.telemetry.idle_s)
                 try:
-                    self.start(sampler)
-                    self.report_memory(expectation)
-                    if self.row.get("failure_cause") is None:
-                        self.run_workloads(sampler)
-                except StartFailed as error:
-                    self.diagnose(error)
+                    yield self.start_and_report(expectation)
                 except KeyboardInterrupt:
                     # A second one would leave the engine to the guard and a stack trace to the person.
-                    signal.signal(signal.SIGINT, signal.SIG_IGN)
-                    self.progress.note("stopping the engine; this takes a few seconds")
+                    if signal.signal(signal.SIGINT, signal.SIG_IGN) is not signal.SIG_IGN:
+                        what = "engines" if self.group else "engine"
+                        self.progress.note(f"stopping the {what}; this takes a few seconds")
                     raise
                 finally:
-                    self.phase(sampler, "stop")
+                    self.phase("stop")
                     self.stop()
                 self.gate("after")
         finally:
-            self.finish(sampler)
+            self.finish()
 
-    def phase(self, sampler: Sampler | NoSampler, name: str) -> None:
+    def phase(self, name: str) -> None:
         """Enter a phase, for the timeline and for the person who watches."""
-        sampler.mark(name)
+        self.sampler.mark(name)
         self.progress.phase(name)
         if self.progress.point and self.progress.point.read_memory is None:
-            self.progress.point.read_memory = lambda: _memory_now(sampler)
+            self.progress.point.read_memory = lambda: _memory_now(self.sampler)
 
     def gate(self, when: str) -> bool:
-        """Wait for a clean device; False where the run must not go on."""
-        gate = wait_clean(self.request.device_kind, self.request.cfg.device)
+        """Wait for a clean device; False where the run must not go on. Engines of the same group are no strangers."""
+        gate = wait_clean(self.request.device_kind, self.request.cfg.device, self.siblings())
         self.row[f"gate_{when}_s"] = gate.seconds
         if gate.foreign_pids:
             self.row["flags"].append("foreign_processes")
@@ -162,7 +196,24 @@ class EngineStart:
             self.row["flags"].append("device_not_clean_after")
         return gate.clean
 
-    def start(self, sampler: Sampler | NoSampler) -> None:
+    def siblings(self) -> frozenset[int]:
+        """Processes of the group's other engines, as this machine and as the device's driver number them."""
+        found: frozenset[int] = frozenset()
+        for other in self.group:
+            if other is not self and other.process is not None:
+                found |= other.device_pids | procfs.tree_pids(other.process.pid, other.process.session_id)
+        return found
+
+    def start_and_report(self, expectation: Expectation) -> bool:
+        """Launch and read the memory terms; False, with the row saying why, where the engine cannot be used."""
+        try:
+            self.start()
+            self.report_memory(expectation)
+        except StartFailed as error:
+            self.diagnose(error)
+        return self.row.get("failure_cause") is None
+
+    def start(self) -> None:
         """Launch and wait until the engine answers. Raises `StartFailed`."""
         request, engine = self.request, self.request.cfg.engine
         port = engine.port or free_port()
@@ -183,18 +234,21 @@ class EngineStart:
             self.log,
             self.scratch,
         )
-        self.phase(sampler, "launch")
+        self.phase("launch")
         self.launched_unix_s = time.time()
         self.process, self.row["launcher_fallback"] = self.launchers.launch(request, launch)
         self.row["launcher"] = self.process.launcher
         self.guard.watch(self.process.session_id, self.scratch)
         # A forked engine is ours from here on; its parent's own imports are not part of the start.
         self.cgroup.add(self.process.pid)
-        sampler.watch(self.process.pid, self.process.session_id, self.cgroup.path)
+        self.sampler.watch(self.process.pid, self.process.session_id, self.cgroup.path)
         self.server = Server(port)
         self.row["startup_s"] = wait_ready(self.process, self.server, engine.startup_timeout_s)
         self.ready_unix_s = time.time()
-        self.phase(sampler, "ready")
+        if request.colocation is not None and request.device_kind == "cuda":
+            # In a container the driver numbers processes differently: whoever is there now is one of the group.
+            self.device_pids = device_pids(request.cfg.device)
+        self.phase("ready")
 
     def report_memory(self, expectation: Expectation) -> None:
         """Read the memory terms and the engine's resolved configuration, and hold them against the arithmetic."""
@@ -215,13 +269,17 @@ class EngineStart:
         if applied.sentence:
             fail(self.row, "load", "quantization_not_applied", applied.sentence)
 
-    def run_workloads(self, sampler: Sampler | NoSampler) -> None:
-        """Every workload of the request, on this engine."""
+    def workload_run(self) -> WorkloadRun:
+        """What drives this engine and fills the rows of its workloads."""
         assert self.server is not None and self.process is not None
-        WorkloadRun(
-            self.request, self.outcome, self.server, self.process, self.progress,
-            lambda name: self.phase(sampler, name), lambda: self.failure(timed_out=False, ready=True),
-        ).run()  # fmt: skip
+        return WorkloadRun(
+            self.request, self.outcome, self.server, self.process, self.progress, self.phase,
+            lambda: self.failure(timed_out=False, ready=True),
+        )  # fmt: skip
+
+    def run_workloads(self) -> None:
+        """Every workload of the request, on this engine."""
+        self.workload_run().run()
 
     # -- what went wrong ---------------------------------------------------------------------------------------
 
@@ -287,8 +345,9 @@ class EngineStart:
         else:
             self.guard.forget(self.process.session_id)
 
-    def finish(self, sampler: Sampler | NoSampler) -> None:
+    def finish(self) -> None:
         """Sum up telemetry and phases once everything has stopped."""
+        sampler = self.sampler
         telemetry = sampler.stop()
         self.row |= telemetry_columns(telemetry)
         self.row["warnings"] += [error for error in telemetry.errors if error not in self.row["warnings"]]
@@ -303,6 +362,9 @@ class EngineStart:
             self.probe_dir, self.log_text(), self.launched_unix_s, self.ready_unix_s or None
         )
         self.row["flags"] += telemetry_flags(self.row)
+        known = frozenset().union(*(other.device_pids for other in self.group)) | self.siblings()
+        if "foreign_gpu_memory" in self.row["flags"] and known and set(telemetry.foreign_pids) <= known:
+            self.row["flags"].remove("foreign_gpu_memory")  # the other engines of its group
         if not telemetry.complete:
             # Peaks of a part of the start read like peaks of all of it.
             self.row["flags"].append("telemetry_lost")

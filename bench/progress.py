@@ -69,6 +69,10 @@ class Progress:
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
 
+    def more(self, points: int = 1) -> None:
+        """Points that nobody could plan for come on top."""
+        self._total += points
+
     def start(self, label: str) -> PointView:
         """A new point begins."""
         self.point = PointView(label)

@@ -21,6 +21,16 @@ from bench.identity import point_id
 
 
 @dataclass(frozen=True)
+class Colocation:
+    """The place of an engine in a group that runs at once. `position` counts from 0 in the order of start."""
+
+    group: str
+    member: str
+    position: int
+    members: int
+
+
+@dataclass(frozen=True)
 class Request:
     """A validated request. `device_kind` is cuda or cpu, `launcher` warm or spawn."""
 
@@ -29,6 +39,8 @@ class Request:
     device_kind: str
     launcher: str
     point_id: str
+    colocation: Colocation | None = None
+    """For one engine of a group: which."""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -43,6 +55,11 @@ class Request:
     def label(self) -> str:
         """A short name for people: what tells this point from its neighbours."""
         engine = self.cfg.engine
+        if self.cfg.colocate.active:
+            group = self.cfg.colocate
+            parts = [group.name, *(f"{name}={one.model.name}:{one.quantization.name}" for name, one in
+                                   group.engines.items())]  # fmt: skip
+            return " ".join([*parts, f"#{self.cfg.repeat + 1}"] if self.cfg.repeats > 1 else parts)
         parts = [self.cfg.model.name, self.cfg.quantization.name]
         if engine.max_num_batched_tokens:
             parts.append(f"T={engine.max_num_batched_tokens}")
@@ -73,6 +90,15 @@ def load_request(composed: DictConfig) -> Request:
     if kind == "cpu":
         cfg.device.cpu_threads = default_cpu_threads(cfg.device)
     _check_scratch(cfg.paths.scratch)
+    if cfg.colocate.active:
+        from bench.colocate.request import group_request
+
+        return group_request(cfg, kind)
+    return one_engine(cfg, kind)
+
+
+def one_engine(cfg: BenchConfig, kind: str) -> Request:
+    """The request for one engine, whose device is resolved. Raises `BadRequest`."""
     source = checkpoint.resolve(cfg)
     _check_shape(cfg.model.name, source.config)
     check_request(cfg, checkpoint.text_config(source.config))

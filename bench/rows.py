@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.checkpoint import text_config
+from bench.drift import drift_columns
 from bench.load.result import LoadResult
 from bench.outcome import Stretch
 from bench.record.tables import table_schema
@@ -179,7 +180,7 @@ def workload_telemetry(stretch: Stretch, phase: PhasePeaks | None, samples: Sequ
 
     Peaks are of the phase, which is a little longer than the measured window; rates and energy of the window itself.
     """
-    columns: dict[str, Any] = {}
+    columns = drift_columns(stretch.row, stretch.phase, samples)
     if phase is not None:
         names = ("device_memory_peak_bytes", "process_memory_peak_bytes", "tree_pss_peak_bytes")
         columns |= {name: getattr(phase, name) for name in names}

@@ -5,25 +5,27 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Console
+from rich.text import Text
 
-from bench import environment
+from bench import environment, mitigate
+from bench.colocate.measure import measure_group
+from bench.colocate.summary import group_figures, group_peak_bytes, print_groups
 from bench.engine.gate import device_lock, end_orphans
 from bench.engine.guard import Guard
 from bench.engine.launchers import Launchers
 from bench.measure import measure
 from bench.progress import Progress
-from bench.record.store import Recorded, ResultSet, StoreError
+from bench.record.store import ResultSet, StoreError
 from bench.request import Request
+from bench.resume import settled
 from bench.summary import best_speed, figures, peak_bytes, print_summary
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# Causes that lie in the moment, not in the point: worth another try without being asked.
-TRANSIENT = frozenset({"device_not_clean", "port_in_use", "insufficient_free_memory", "interrupted", "harness_error"})
 
 
 class Runner:
@@ -39,6 +41,11 @@ class Runner:
         self._progress: Progress | None = None
         self._sets: dict[Path, ResultSet] = {}
         self._statuses: list[str] = []
+        self._groups_failed = 0
+        self._started: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self._stored: dict[Path, dict[tuple[str, int], str]] = {}
+        self._answerable: list[Request] = []
+        self._answered: set[str] = set()
         self._broken: StoreError | None = None
         self._planned_only = False
         self._began = time.monotonic()
@@ -70,25 +77,32 @@ class Runner:
         """The requests that still need an engine start, in order; announces what will happen."""
         done: dict[Path, set[tuple[str, int]]] = {}
         tried: set[tuple[Path, str, int]] = set()
-        todo, again = [], 0
+        todo, again, walks = [], 0, 0
         for request in requests:
             results = self._results(request)
             if results.root not in done:
                 here = self._environment(request)["environment_id"]
                 rows = [row for row in results.recorded() if row.environment_id == here]
-                done[results.root] = {(r.point_id, r.repeat) for r in rows if _settled(r, request.cfg.rerun)}
+                done[results.root] = {(r.point_id, r.repeat) for r in rows if settled(r, request.cfg)}
                 tried |= {(results.root, r.point_id, r.repeat) for r in rows if r.status == "failed"}
-            if (request.point_id, request.cfg.repeat) not in done[results.root]:
+            stands = (request.point_id, request.cfg.repeat) in done[results.root]
+            if stands and self._unanswered(request):
+                todo.append(request)
+                walks += 1
+            elif not stands:
                 todo.append(request)
                 again += (results.root, request.point_id, request.cfg.repeat) in tried
         names = sorted({request.cfg.set for request in requests})
         title = f"{requests[0].cfg.sweep.name} -> {', '.join(names)}"
         skipped = len(requests) - len(todo)
+        self._answerable = [request for request in requests if request.cfg.on_oom == "mitigate"]
         first = requests[0]
         version = self._environment(first)["vllm_version"]
         points = f"{len(requests)} point{'s' if len(requests) > 1 else ''}"
-        again = f" ({again} of them failed before)" if again else ""
-        print(f"{title}: {points}, {skipped} recorded before, {len(todo)} to start{again} "
+        notes = [f"{again} of them failed before"] if again else []
+        notes += [f"{walks} of them only to be answered"] if walks else []
+        told = f" ({', '.join(notes)})" if notes else ""
+        print(f"{title}: {points}, {skipped} recorded before, {len(todo)} to start{told} "
               f"(vLLM {version} on {first.device_kind}, launcher {first.launcher})", file=sys.stderr)  # fmt: skip
         if first.cfg.dry_run:
             for request in requests:
@@ -109,6 +123,21 @@ class Runner:
         """Measure one point and record it; returns its status. Called by Hydra's launcher for each job."""
         if self._broken:
             return "not started"
+        if request.cfg.colocate.active:
+            return self._start_group(request)
+        if request.cfg.on_oom != "mitigate":
+            return str(self._start(request)["status"])
+        row = self._standing(request)
+        if row is not None and self._progress:
+            self._progress.more(-1)  # recorded before, or as a rung of another point's walk
+        row = row or self._start(request)
+        self._mitigate(request, row)
+        return str(row["status"])
+
+    def _start(
+        self, request: Request, rung: mitigate.Step | None = None, failed: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Measure and record; returns the row of the engine start."""
         results = self._results(request)
         try:
             results.create()
@@ -118,9 +147,11 @@ class Runner:
             raise
         progress = self._progress or Progress(1, 0, request.cfg.set)
         self._progress = progress
-        progress.start(request.label)
+        progress.start(f"{request.label}, rung {rung.number}: {rung.name}" if rung else request.label)
         assert self._launchers and self._guard
         outcome = measure(request, self._environment(request), results, self._launchers, self._guard, progress)
+        if rung and failed:
+            outcome.engine |= rung.columns(failed)
         try:
             results.write(outcome.run_id, outcome.engine, outcome.workloads, outcome.samples, outcome.requests)
         except StoreError as error:
@@ -131,7 +162,65 @@ class Runner:
         self._statuses.append(status)
         told = figures(outcome.engine, outcome.workloads)
         progress.finish(status, told, peak_bytes(outcome.engine), best_speed(outcome.workloads))
+        self._started[request.key] = outcome.engine
+        return outcome.engine
+
+    def _start_group(self, request: Request) -> str:
+        """Measure and record several engines at once; returns the status of the group."""
+        results = self._results(request)
+        try:
+            results.create()
+            self._prepare(request)
+            self._progress = self._progress or Progress(1, 0, request.cfg.set)
+            self._progress.start(request.label)
+            assert self._launchers and self._guard
+            group = measure_group(
+                request, self._environment(request), results, self._launchers, self._guard, self._progress
+            )
+            group.write(results)
+        except StoreError as error:
+            self._broken = error
+            raise
+        members = [str(one.engine["status"]) for one in group.outcomes]
+        status = str(group.row["status"])
+        self._statuses += members
+        self._groups_failed += status == "failed" and "failed" not in members
+        self._progress.finish(status, group_figures(group.row), group_peak_bytes(group.row),
+                              group.row.get("joint_output_tokens_per_s"))  # fmt: skip
         return status
+
+    def _mitigate(self, request: Request, row: Mapping[str, Any]) -> None:
+        """Walk down the ladder from a row that failed for memory, to a rung that works or to the end."""
+        assert self._progress
+        while (walk := mitigate.examine(request, row, self._standing)) and walk.pending and walk.pending.row is None:
+            self._progress.more()
+            self._start(walk.pending.request, walk.pending, row)
+        if walk is None:
+            return
+        self._progress.note(walk.sentence())
+        if walk.answer:
+            here = {started["run_id"] for started in self._started.values()}
+            passed = [row, *(step.row for step in walk.steps if step.row)]
+            self._answered |= {one["run_id"] for one in passed if one["status"] == "failed"} & here
+
+    def _unanswered(self, request: Request) -> bool:
+        """Whether a recorded point failed for memory and the walk that answers it is not over."""
+        row = self._standing(request) if request.cfg.on_oom == "mitigate" else None
+        walk = mitigate.examine(request, row, self._standing) if row else None
+        return walk is not None and walk.pending is not None
+
+    def _standing(self, request: Request) -> Mapping[str, Any] | None:
+        """The row of a point that stands: started by this process, or recorded before."""
+        results = self._results(request)
+        if request.key not in self._started:
+            if results.root not in self._stored:
+                here = self._environment(request)["environment_id"]
+                rows = [row for row in results.recorded() if row.environment_id == here and settled(row, request.cfg)]
+                # In the order of their names, which end in the time.
+                self._stored[results.root] = {(row.point_id, row.repeat): row.run_id for row in rows}
+            run_id = self._stored[results.root].get((request.point_id, request.cfg.repeat))
+            return results.engine(run_id) if run_id else None
+        return self._started[request.key]
 
     # -- after -------------------------------------------------------------------------------------------------
 
@@ -145,13 +234,21 @@ class Runner:
             return 0
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         for results in self._sets.values():
-            rows = latest(results.rows("engines"))
+            # Engines of a group are told with it.
+            rows = [row for row in latest(results.rows("engines")) if row["colocation_id"] is None]
             if rows:
                 print_summary(console, rows, results.rows("workloads"), str(_shown(results.root)))
-        started, failed = len(self._statuses), self._statuses.count("failed")
+            print_groups(console, latest(results.rows("colocations")), results.rows, str(_shown(results.root)))
+        for request in self._answerable:
+            row = self._standing(request)
+            if row and (walk := mitigate.examine(request, row, self._standing)):
+                console.print(Text(walk.sentence()))
+        started, failed = len(self._statuses), self._statuses.count("failed") - len(self._answered)
         took = time.monotonic() - self._began
+        failed += self._groups_failed
         if started:
             tail = f", {failed} failed" if failed else ""
+            tail += f", {len(self._answered)} failed for memory and answered" if self._answered else ""
             console.print(f"{started} engine start{'s' if started > 1 else ''} in {took:.0f} s{tail}")
         else:
             console.print("nothing to start: every point is recorded (rerun=failed or rerun=all starts them again)")
@@ -195,15 +292,6 @@ def latest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in sorted(rows, key=lambda r: r["started_unix_s"]):
         newest[(row["point_id"], row["repeat"], row["environment_id"])] = row
     return list(newest.values())
-
-
-def _settled(row: Recorded, rerun: str) -> bool:
-    """Whether a recorded row stands, or its point is to be started again."""
-    if rerun == "all":
-        return False
-    if row.status != "failed":
-        return True
-    return rerun == "transient" and row.failure_cause not in TRANSIENT
 
 
 def _shown(path: Path) -> Path:

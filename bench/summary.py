@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from bench import drift
 from bench.config.knee import SHARE_OBJECTIVES
 from bench.knee import Knee
 from bench.load_summary import print_loads
@@ -47,6 +48,20 @@ def knees(workloads: Iterable[dict[str, Any]]) -> list[str]:
             sentence = f"{row['workload']}, {slo}: {knee.sentence(row['knee_axis'])}{notes}"
             found[row["run_id"], row["workload"]] = sentence
     return list(found.values())
+
+
+def _drifts(engines: Iterable[dict[str, Any]], by_run: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Memory over time, where a load was held; what grows comes first and is never left out."""
+    found = [
+        (verdict, f"memory over time of {engine['model']} {engine['quantization']}: {said}")
+        for engine in engines
+        for verdict, said in drift.sentences(by_run.get(engine["run_id"], []))
+    ]
+    found.sort(key=lambda pair: pair[0] != "leak")
+    leaks = sum(verdict == "leak" for verdict, _ in found)
+    shown = [sentence for _, sentence in found[: max(leaks, drift.MOST_LINES)]]
+    left = len(found) - len(shown)
+    return [*shown, f"memory over time: {left} more loads, none of them a leak"] if left else shown
 
 
 def _objective(name: str, limit: float) -> str:
@@ -105,6 +120,8 @@ def print_summary(console: Console, rows: list[dict[str, Any]], workloads: list[
     for engine in ordered:
         for sentence in knees(by_run.get(engine["run_id"], [])):
             console.print(Text(f"knee of {engine['model']} {engine['quantization']}: {sentence}"))
+    for sentence in _drifts(ordered, by_run):
+        console.print(Text(sentence))
     counts = {status: sum(row["status"] == status for row in rows) for status in STATUSES}
     told = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
     console.print(Text(f"{len(rows)} engine start{'s' if len(rows) > 1 else ''} in {where}: {told}"))

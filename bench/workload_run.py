@@ -15,6 +15,7 @@ from bench.engine import memory
 from bench.engine.base import EngineProcess
 from bench.engine.failure import Failure
 from bench.engine.server import Server, ServerError
+from bench.errors import BadRequest
 from bench.knee import KneeSearch, judge
 from bench.load.monitor import Progress as LoadProgress
 from bench.load.prompts import derive_seed
@@ -28,9 +29,9 @@ from bench.rows import as_json, request_rows, workload_columns
 from bench.telemetry import procfs
 
 # Flags of a load run that speak of its design (too few samples, no window), not of this engine start.
-_DESIGN_FLAGS = frozenset({
+DESIGN_FLAGS = frozenset({
     "few_samples_p95", "few_samples_p99", "few_requests_per_slot", "fewer_requests_than_slots", "no_steady_state",
-    "not_steady", "held_back",
+    "not_steady", "held_back", "shared_prefix_unused",
 })  # fmt: skip
 # Of a knee's trials only these: the others are what the search provokes.
 _TRIAL_FLAGS = frozenset({"client_bound", "prefix_cache_hits", "token_count_mismatch"})
@@ -74,9 +75,13 @@ class WorkloadRun:
         row = self.new_row(point)
         if not self.warm_up(point, spec, position, row):
             return
-        result = self.measure(point, spec, row, f"load:{point.name}", "")
+        try:
+            result = self.measure(point, spec, row, f"load:{point.name}", "")
+        except BadRequest as refusal:
+            self.refused(row, refusal)
+            return
         flags = self.engine_row["flags"]
-        flags += [flag for flag in row["flags"] if flag not in _DESIGN_FLAGS and flag not in flags]
+        flags += [flag for flag in row["flags"] if flag not in DESIGN_FLAGS and flag not in flags]
         if row["status"] == "failed":
             self.failed(row, result)
 
@@ -108,13 +113,15 @@ class WorkloadRun:
     def measure(self, point: WorkloadPoint, spec: LoadSpec, row: dict[str, Any], phase: str, title: str) -> LoadResult:
         """Drive the engine once and fill `row` with what was seen."""
         self.mark(phase)
-        result = self.load(point, spec, title)
-        self.mark("ready")
+        try:
+            result = self.load(point, spec, title)
+        finally:
+            self.mark("ready")
         row |= workload_columns(result)
         row |= self.worker_peaks()
         well = result.completed and not result.failed and not result.not_sent
         row["status"] = "ok" if well else "failed"
-        self.outcome.stretches.append(_stretch(row, phase, result))
+        self.outcome.stretches.append(stretch_of(row, phase, result))
         if spec.save_requests:
             self.outcome.requests += request_rows(row, result)
         return result
@@ -161,10 +168,18 @@ class WorkloadRun:
             if not rows and not self.warm_up(point, spec, position, row):
                 return
             self.reset_peaks(f"{point.name}#{number}")
-            rows.append(row)
-            trial = trial_spec(point, spec, value, derive_seed(point.seed, position, "knee", number))
             title = f"trial {number} at {config.axis} {value:g}: "
-            result = self.measure(point, trial, row, f"load:{point.name}#{number}", title)
+            try:
+                trial = trial_spec(point, spec, value, derive_seed(point.seed, position, "knee", number))
+                result = self.measure(point, trial, row, f"load:{point.name}#{number}", title)
+            except BadRequest as refusal:  # a limit of this client, not of the engine: what was found stays
+                search.stopped = f"{value:g} cannot be sent: {refusal}"
+                if not rows:
+                    self.refused(row, refusal)
+                    return
+                self.outcome.workloads.pop()
+                break
+            rows.append(row)
             self.trial_failed(row, result)
             met, reason = judge(row, config)
             search.tell(value, met)
@@ -201,7 +216,12 @@ class WorkloadRun:
             return
         slow = result.abort_reason.startswith(TOO_SLOW)
         row["failure_cause"] = "too_slow" if slow else "requests_failed"
-        row["failure_sentence"] = result.abort_reason or _requests_sentence(result)
+        row["failure_sentence"] = result.abort_reason or requests_sentence(result)
+
+    def refused(self, row: dict[str, Any], refusal: BadRequest) -> None:
+        """A load that this client cannot make, as with too few open files; the engine was measured for memory."""
+        row |= {"status": "failed", "failure_cause": "requests_failed", "failure_sentence": str(refusal)}
+        fail(self.engine_row, "runtime", "requests_failed", str(refusal), status="memory_only")
 
     # -- what went wrong ---------------------------------------------------------------------------------------
 
@@ -217,7 +237,7 @@ class WorkloadRun:
         found = self.diagnose()
         known = found.cause != "unknown"
         row["failure_cause"] = found.cause if known else "requests_failed"
-        row["failure_sentence"] = found.sentence if known else _requests_sentence(result)
+        row["failure_sentence"] = found.sentence if known else requests_sentence(result)
         status = "memory_only" if found.cause == "missing_kernel" else "failed"
         fail(self.engine_row, "runtime", row["failure_cause"], row["failure_sentence"], found.detail, status)
         self.engine_row["missing_kernel"] = found.missing_kernel
@@ -262,7 +282,7 @@ def progress_text(now: LoadProgress, spec: LoadSpec) -> str:
     return f"{done}, {now.in_flight} in flight{sent}"
 
 
-def _stretch(row: dict[str, Any], phase: str, result: LoadResult) -> Stretch:
+def stretch_of(row: dict[str, Any], phase: str, result: LoadResult) -> Stretch:
     whole = steady = None
     if result.started_unix_s is not None and result.window_s:
         whole = (result.started_unix_s, result.window_s)
@@ -276,7 +296,7 @@ def _wanted(result: LoadResult) -> int:
     return sum(result.outcomes.values()) + result.not_sent
 
 
-def _requests_sentence(result: LoadResult) -> str:
+def requests_sentence(result: LoadResult) -> str:
     kinds = [f"{number} {kind}" for kind, number in result.outcomes.items() if number and kind != "ok"]
     if result.not_sent:
         kinds.append(f"{result.not_sent} not sent")

@@ -12,12 +12,20 @@ MEMORY_CAUSES = (
 )  # fmt: skip
 """Values of failure_cause that a change of settings can cure."""
 
+TOO_LITTLE_KV = ("no_kv_memory", "max_model_len_exceeds_kv")
+"""Causes that a larger KV pool cures; where memory itself ran out a smaller one does."""
+
 ROUNDING_BYTES = round(0.01 * 2**30)
 """vLLM prints GiB with two decimals, so a shortfall read from its message may be this much larger."""
 
 OOM_MARGIN_BYTES = 256 * 2**20
 """An allocator names the one block it could not have, and there may be more behind it: what an answer must gain beyond
 the shortfall that an out-of-memory message gives. A judgement, about one large temporary tensor."""
+
+
+HOST_RESERVE_BYTES = 2**30
+"""What an answer leaves of a host's memory: the engine's own working memory under load, and everybody else's. Where the
+last page is taken the kernel ends a process. A judgement."""
 
 
 class NotForMemory(ValueError):
@@ -69,7 +77,10 @@ class Case:
 
     @property
     def margin_bytes(self) -> int:
-        """What a change must gain beyond the shortfall: the rounding of a message, or what hides behind an OOM."""
+        """What a change must gain beyond the shortfall: the rounding of a message, what hides behind an OOM, or what a
+        host needs to live on."""
+        if self.on_cpu and self.cause not in TOO_LITTLE_KV:
+            return HOST_RESERVE_BYTES
         return OOM_MARGIN_BYTES if self.cause == "out_of_memory" else ROUNDING_BYTES
 
     @property

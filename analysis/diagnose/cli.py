@@ -40,12 +40,13 @@ def run(args: argparse.Namespace) -> int:
     except RowsError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    if args.run and not any(row.get("run_id") == args.run for row in rows):
+        print(f"error: --run {args.run}: {args.set} holds no such start", file=sys.stderr)
+        return 2
+    walked = _walked(rows)
     if args.run:
         rows = [row for row in rows if row.get("run_id") == args.run]
-        if not rows:
-            print(f"error: --run {args.run}: {args.set} holds no such start", file=sys.stderr)
-            return 2
-    answers = [_answer(row) for row in (rows if args.run else newest(rows))]
+    answers = [_answer(row, walked.get(row.get("run_id"), [])) for row in (rows if args.run else newest(rows))]
     found = [one for one in answers if one["asked"] or args.run]
     if args.json:
         print(json.dumps([{k: v for k, v in one.items() if k not in ("text", "asked")} for one in found], indent=2))
@@ -60,7 +61,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _answer(row: dict[str, Any]) -> dict[str, Any]:
+def _walked(rows: list[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:
+    """The recorded rungs of walks (`python -m bench on_oom=mitigate`) by the start that they answer."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda one: one.get("started_unix_s") or 0.0):
+        if row.get("mitigates_run_id"):
+            found.setdefault(row["mitigates_run_id"], []).append(row)
+    return found
+
+
+def _answer(row: dict[str, Any], walked: list[dict[str, Any]]) -> dict[str, Any]:
     """The answer for one row. `asked` is false where it did not fail, or not for memory."""
     from analysis.diagnose.case import Case, NotForMemory
     from analysis.diagnose.ladder import Rung, first_working, ladder
@@ -80,7 +90,7 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
     best = first_working(rungs)
     return {
         "asked": True,
-        "text": text(case, rungs, refusal),
+        "text": text(case, rungs, refusal, walked),
         "run_id": case.run_id,
         "phase": case.phase,
         "cause": case.cause,
@@ -92,5 +102,10 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
             {"name": rung.name, "settings": dict(rung.settings), "gain_bytes": round(rung.gain_bytes),
              "works": rung.works, "note": rung.note}
             for rung in rungs
+        ],
+        "walked": [
+            {"run_id": one["run_id"], "rung": one["mitigation_rung"], "change": one["mitigation_change"],
+             "status": one["status"], "cause": one["failure_cause"], "shortfall_bytes": one["shortfall_bytes"]}
+            for one in walked
         ],
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """Changes that answer a failed start, in the order of least harm, each with its predicted gain.
 
-The order: what costs latency under load before what costs throughput always, before what a request can no longer ask
-for, before what changes the model's answers, before what makes every step slow.
+The order: what costs nothing, before what costs latency under load, before what costs throughput always, before what
+a request can no longer ask for, before what changes the model's answers, before what makes every step slow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.diagnose.case import Case
+from analysis.arithmetic import ArithmeticRefusal, kv_blocks_per_request, kv_bytes_per_block
+from analysis.diagnose.case import TOO_LITTLE_KV, Case
 from analysis.diagnose.terms import GIB, Terms, Unpredictable, terms_of
 
 LEAST_SEQS, LEAST_TOKENS, LEAST_LENGTH = 1, 256, 256
@@ -101,6 +102,11 @@ Candidates = Iterator[tuple[dict[str, Any], str]]
 
 def _changes(case: Case, before: Mapping[str, Any], need: float) -> Iterator[tuple[str, Candidates]]:
     seqs, tokens = before.get("max_num_seqs"), before.get("max_num_batched_tokens")
+    pool, too_small = before.get("kv_cache_memory_bytes"), case.cause in TOO_LITTLE_KV
+    usable = usable_kv_bytes(case, before)
+    if usable and not too_small and (usable < pool if pool else case.on_cpu):
+        change = {"kv_cache_memory_bytes": usable}
+        yield "no more KV cache than can be used", iter([(change, "costs nothing: more is never used")])
     if seqs and seqs > LEAST_SEQS:
         yield "fewer sequences", _halved("max_num_seqs", int(seqs), LEAST_SEQS, "fewer requests run at once")
     if tokens and tokens > LEAST_TOKENS:
@@ -108,10 +114,12 @@ def _changes(case: Case, before: Mapping[str, Any], need: float) -> Iterator[tup
         yield "fewer batched tokens", _halved("max_num_batched_tokens", int(tokens), least, "slower prefill")
     if not case.on_cpu and not before.get("enforce_eager"):
         yield "no CUDA graphs", iter([({"enforce_eager": True}, "slower decoding at small batches")])
-    if pool := before.get("kv_cache_memory_bytes"):
-        yield "smaller KV pool", _pools(int(pool), need)
-    elif not case.on_cpu:
-        yield "another share of the card", _shares(case, before)
+    if pool and too_small:
+        yield "larger KV pool", _pools(int(pool), -need, "less is left for others on the device")
+    elif pool:
+        yield "smaller KV pool", _pools(int(pool), need, "fewer tokens in the KV cache")
+    else:
+        yield "another share of the device", _shares(case, before)
     if length := before.get("max_model_len"):
         least = max(LEAST_LENGTH, case.longest_tokens or 0)
         if length > least:
@@ -134,11 +142,29 @@ def _halved(name: str, value: int, least: int, cost: str) -> Candidates:
         yield {name: value}, cost
 
 
-def _pools(pool: int, need: float) -> Candidates:
-    """Just enough less, on a whole number of MiB."""
+def usable_kv_bytes(case: Case, before: Mapping[str, Any]) -> int | None:
+    """The pool that as many of the longest requests as may run at once fill, bytes on one rank, with vLLM's null block;
+    None where a limit is not known, or with a prefix cache, which finds a use for any size."""
+    seqs, length = before.get("max_num_seqs"), before.get("max_model_len")
+    if not seqs or not length or case.config is None or case.row.get("enable_prefix_caching"):
+        return None
+    block = case.row.get("kv_block_size_tokens") or case.row.get("block_size") or (128 if case.on_cpu else 16)
+    options: dict[str, Any] = {"dtype": before.get("dtype"), "kv_dtype": before.get("kv_cache_dtype") or "auto",
+               "tensor_parallel_size": case.row.get("tensor_parallel_size") or 1,
+               "pipeline_parallel_size": case.row.get("pipeline_parallel_size") or 1}  # fmt: skip
+    try:
+        blocks = int(seqs) * kv_blocks_per_request(case.config, int(length), block_tokens=block, **options) + 1
+        size = blocks * kv_bytes_per_block(case.config, block, **options)
+    except ArithmeticRefusal:
+        return None
+    return math.ceil(size / 2**20) * 2**20
+
+
+def _pools(pool: int, less: float, cost: str) -> Candidates:
+    """Just enough less (or more), on a whole number of MiB."""
     step = 2**20
-    if (smaller := int(pool - need) // step * step) > 0:
-        yield {"kv_cache_memory_bytes": smaller}, "fewer tokens in the KV cache"
+    if (changed := math.floor((pool - less) / step) * step if less > 0 else math.ceil((pool - less) / step) * step) > 0:
+        yield {"kv_cache_memory_bytes": changed}, cost
 
 
 def _shares(case: Case, before: Mapping[str, Any]) -> Candidates:
@@ -149,14 +175,13 @@ def _shares(case: Case, before: Mapping[str, Any]) -> Candidates:
     share = before.get("gpu_memory_utilization")
     if share is None:
         share = defaults.gpu_memory_utilization(parse_version(str(case.row.get("vllm_version"))))
-    up = case.phase == "kv_allocation" or case.cause in ("no_kv_memory", "max_model_len_exceeds_kv")
-    cost = "less is left for others on the card" if up else "a smaller KV pool"
-    steps = range(1, 100)
-    for step in steps:
+    # A CPU engine never takes its share too small: it fails where the share is more than there is.
+    up = case.cause in (*TOO_LITTLE_KV, "cannot_fit") or case.phase == "kv_allocation" and not case.on_cpu
+    cost = "less is left for others on the device" if up else "a smaller KV pool"
+    for step in range(1, 100):
         changed = round(share + (_SHARE_STEP if up else -_SHARE_STEP) * step, 2)
-        if not _LEAST_SHARE <= changed <= _MOST_SHARE:
-            return
-        yield {"gpu_memory_utilization": changed}, cost
+        if _LEAST_SHARE <= changed <= _MOST_SHARE:
+            yield {"gpu_memory_utilization": changed}, cost
 
 
 def _offloads(case: Case, before: Mapping[str, Any], need: float) -> Candidates:
@@ -224,7 +249,7 @@ def _settings(case: Case) -> dict[str, Any]:
 
 def _shown(name: str, value: Any) -> str:
     if name == "kv_cache_memory_bytes":
-        return f"{value / GIB:.2f} GiB"
+        return f"{value / GIB:.2f} GiB" if value >= GIB else f"{value / 2**20:.0f} MiB"
     if name == "cpu_offload_gb":
         return f"{value:g} GiB"
     return f"{value:g}" if isinstance(value, float) else str(value)

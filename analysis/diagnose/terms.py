@@ -5,14 +5,16 @@ Only differences are used: an error that a prediction makes on both sides of a c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from analysis import gpus
+from analysis import defaults, gpus
 from analysis.arithmetic import ArithmeticRefusal, expected_loaded_bytes, kv_bytes_per_token
+from analysis.arithmetic.weights import parse_version
 from analysis.catalogue import CatalogueError, compose, load_quantization
-from analysis.diagnose.case import Case
+from analysis.diagnose.case import HOST_RESERVE_BYTES, Case
 from analysis.predict.answer import predict
 from analysis.predict.prediction import Prediction
 from analysis.predict.request import Request, RequestError
@@ -63,12 +65,14 @@ class CudaTerms:
             "graph_capture": found.device_peak.value - found.settings.device.total_bytes,
             "runtime": found.device_peak.value - found.settings.device.total_bytes,
         }.get(self.case.phase)
-        if need is not None and self.case.cause != "max_model_len_exceeds_kv":
+        # What is pruned could not hold one request; what is given in bytes is measured against the device instead.
+        pruned = self.case.cause == "cannot_fit" and not found.fixed_pool
+        if pruned or self.case.cause == "max_model_len_exceeds_kv":
+            return found.kv_blocks_per_request * found.kv_block_bytes - found.kv_pool.value
+        if need is not None:
             return need
         if found.fixed_pool:  # what is given in bytes is not checked against the budget, only against the device
             return found.weights_bytes + found.non_torch.value + found.kv_pool.value - free
-        if self.case.cause == "max_model_len_exceeds_kv":
-            return found.kv_blocks_per_request * found.kv_block_bytes - found.kv_pool.value
         return found.kv_block_bytes - found.kv_pool.value
 
     def starts(self, settings: Settings) -> str:
@@ -105,37 +109,62 @@ _PREDICTED = (
 
 @dataclass(frozen=True)
 class CpuTerms:
-    """By arithmetic: on a CPU engine the pool is given in bytes, and what else there is does not depend on settings
-    before the first request."""
+    """By arithmetic: on a CPU engine the pool is given in bytes, or as a share of the host's memory that holds the
+    weights too, and what else there is does not depend on settings before the first request."""
 
     case: Case
 
     def lacking(self, settings: Settings) -> float:
-        row, config = self.case.row, _config(self.case, settings)
-        dtype = settings.get("dtype")
-        try:
-            pool = float(settings.get("kv_cache_memory_bytes") or 0)
-            if self.case.cause == "max_model_len_exceeds_kv":
-                length = settings.get("max_model_len") or 1
-                kv = kv_bytes_per_token(config, dtype=dtype, kv_dtype=settings.get("kv_cache_dtype") or "auto")
-                return kv * length - pool
-            weights = expected_loaded_bytes(
-                config, platform="cpu", dtype=dtype, max_model_len=settings.get("max_model_len"),
-                vllm_version=str(row.get("vllm_version") or ""),
-            ).bytes  # fmt: skip
-        except ArithmeticRefusal as refused:
-            raise Unpredictable(str(refused)) from None
-        return weights + pool - float(row.get("device_memory_total_bytes") or 0)
+        if self.case.cause == "max_model_len_exceeds_kv":
+            return self._one_request(settings) - float(settings.get("kv_cache_memory_bytes") or 0)
+        return self._taken(settings) - self._total
 
     def starts(self, settings: Settings) -> str:
         """A pool that is too small for one request would stop the start as surely as one that is too large."""
-        pool, length = settings.get("kv_cache_memory_bytes"), settings.get("max_model_len")
-        if not pool or not length:
+        pool = settings.get("kv_cache_memory_bytes")
+        if not pool:
             return ""
-        config = _config(self.case, settings)
-        kv = kv_bytes_per_token(config, dtype=settings.get("dtype"), kv_dtype=settings.get("kv_cache_dtype") or "auto")
-        need = kv * length
-        return "" if need <= pool else f"one request of {length} tokens needs {need / GIB:.2f} GiB of KV cache"
+        need = self._one_request(settings)
+        if need > pool:
+            return f"one request of {settings.get('max_model_len')} tokens needs {need / GIB:.2f} GiB of KV cache"
+        over = self._taken(settings) + HOST_RESERVE_BYTES - self._total
+        return f"weights and KV pool leave {over / GIB:.2f} GiB too little of the host's memory" if over > 0 else ""
+
+    @property
+    def _total(self) -> float:
+        return float(self.case.row.get("device_memory_total_bytes") or 0)
+
+    def _taken(self, settings: Settings) -> float:
+        pool, share = settings.get("kv_cache_memory_bytes"), settings.get("gpu_memory_utilization")
+        if pool is None:
+            version = parse_version(str(self.case.row.get("vllm_version")))
+            return float(share or defaults.gpu_memory_utilization(version)) * self._total
+        try:
+            weights = expected_loaded_bytes(
+                _config(self.case, settings), platform="cpu", dtype=_dtype(self.case, settings),
+                max_model_len=settings.get("max_model_len"), vllm_version=str(self.case.row.get("vllm_version") or ""),
+            ).bytes  # fmt: skip
+        except ArithmeticRefusal as refused:
+            raise Unpredictable(str(refused)) from None
+        return weights + float(pool)
+
+    def _one_request(self, settings: Settings) -> float:
+        """KV cache of the longest request, bytes; vLLM rounds it up to whole blocks."""
+        length = settings.get("max_model_len") or 1
+        block = self.case.row.get("kv_block_size_tokens") or self.case.row.get("block_size") or 1
+        try:
+            kv = kv_bytes_per_token(
+                _config(self.case, settings), dtype=_dtype(self.case, settings),
+                kv_dtype=settings.get("kv_cache_dtype") or "auto",
+            )  # fmt: skip
+        except ArithmeticRefusal as refused:
+            raise Unpredictable(str(refused)) from None
+        return kv * math.ceil(length / block) * block
+
+
+def _dtype(case: Case, settings: Settings) -> str | None:
+    """The dtype in force; another weight format brings its own, which its config.json says."""
+    return settings.get("dtype") if settings.get("quantization") == case.row.get("quantization") else None
 
 
 def _config(case: Case, settings: Settings) -> dict[str, Any]:

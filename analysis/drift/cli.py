@@ -10,14 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-METRICS = {
-    "device_memory_used_bytes": "device memory",
-    "process_memory_used_bytes": "engine's device memory",
-    "tree_pss_bytes": "engine's host memory (PSS)",
-    "tree_rss_bytes": "engine's host memory (RSS)",
-}
-"""Columns of the samples table whose drift is reported where they hold values, and their names for people."""
-
 EXAMPLES = """\
 examples:
   python -m bench model=tiny-llama engine=cpu workload=soak set=soak     # hold a load, then ask
@@ -25,7 +17,9 @@ examples:
   python -m analysis drift soak --least 8MiB/min --json
 
 leak: the second half of the time still grows. levels_off: it grew and stopped. flat: no growth worth naming.
-undecided: a longer run is needed. Exit code: 0, 1 if anything leaks, 2 there is nothing to answer.
+undecided: a longer run is needed. Growth worth naming is 1 MiB a minute and 4 MiB in all, if --least does not say
+otherwise. On a CPU engine every new shape of a matrix multiplication takes memory, so hold equal lengths, or hold them
+for long. Exit code: 0, 1 if anything leaks, 2 there is nothing to answer.
 """
 
 
@@ -35,21 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("set", metavar="SET", help="a result set: its folder, or its name in results/")
     parser.add_argument("--run", metavar="RUN_ID", help="only this start")
     parser.add_argument(
-        "--least", default="1MiB/min", metavar="RATE", help="growth worth naming, KiB, MiB or GiB per s, min or h "
-        "(default 1MiB/min)",
+        "--least", metavar="RATE", help="growth worth naming, KiB, MiB or GiB per s, min or h, as in 1MiB/min"
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the drift of every load; returns the exit code."""
+    from analysis.drift.series import METRICS
     from analysis.rows import RowsError, read_table
 
     named = Path(args.set)
     root = named if named.exists() else Path(__file__).resolve().parent.parent.parent / "results" / args.set
     try:
-        least = rate(args.least)
-        columns = ["run_id", "t_s", "phase", *METRICS]
+        least = rate(args.least) if args.least else None
+        columns = ["run_id", "t_s", "phase", *(metric.column for metric in METRICS)]
         samples = read_table(root, "samples", columns)
         if args.run:
             samples = [one for one in samples if one["run_id"] == args.run]
@@ -77,8 +71,9 @@ def rate(text: str) -> float:
     return float(match[1]) * sizes[match[2]] / times[match[3]]
 
 
-def answers(samples: list[dict[str, Any]], least_bytes_per_s: float) -> Iterator[dict[str, Any]]:
+def answers(samples: list[dict[str, Any]], least_bytes_per_s: float | None = None) -> Iterator[dict[str, Any]]:
     """One answer for each start, load and kind of memory, in the order of the samples."""
+    from analysis.drift.series import METRICS, series
     from analysis.drift.slope import TooShort, drift
 
     loads: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -87,15 +82,19 @@ def answers(samples: list[dict[str, Any]], least_bytes_per_s: float) -> Iterator
         if phase.startswith("load:"):
             loads.setdefault((one["run_id"], phase.removeprefix("load:")), []).append(one)
     for (run_id, workload), rows in loads.items():
-        for column, title in METRICS.items():
-            points = [(row["t_s"], row[column]) for row in rows if row.get(column) is not None]
-            if not points or column == "tree_rss_bytes" and any(row.get("tree_pss_bytes") for row in rows):
+        for metric in METRICS:
+            t_s, size_bytes = series(rows, metric)
+            if not t_s:
                 continue
-            answer: dict[str, Any] = {"run_id": run_id, "workload": workload, "column": column, "memory": title}
+            answer: dict[str, Any] = {
+                "run_id": run_id, "workload": workload, "column": metric.column, "memory": metric.title,
+            }  # fmt: skip
             try:
-                found = drift(*zip(*points, strict=True), least_bytes_per_s)
+                found = drift(t_s, size_bytes, least_bytes_per_s)
             except TooShort as short:
-                yield answer | {"problem": str(short)}
+                # PSS costs too much to be read often; RSS then answers alone.
+                if metric.column != "tree_pss_bytes":
+                    yield answer | {"problem": str(short)}
                 continue
             yield answer | {
                 "verdict": found.verdict, "seconds": found.seconds, "samples": found.samples,

@@ -10,6 +10,9 @@ from typing import Any, Literal
 MIB = 2**20
 LEAST_BYTES_PER_S = MIB / 60
 """Growth below this is called flat: 1 MiB a minute is 1.4 GiB a day."""
+LEAST_GROWTH_BYTES = 4 * MIB
+"""Growth over the whole time that says anything: an allocator takes memory in steps of about this size, so a short run
+cannot tell a slow leak from one step."""
 
 LEAST_BLOCKS, MOST_BLOCKS = 8, 30
 SAMPLES_PER_BLOCK = 4
@@ -56,10 +59,11 @@ class TooShort(ValueError):
     """Too few samples for a slope: one sentence with what would do."""
 
 
-def drift(
-    t_s: Sequence[float], size_bytes: Sequence[float], least_bytes_per_s: float = LEAST_BYTES_PER_S
-) -> Drift:
+def drift(t_s: Sequence[float], size_bytes: Sequence[float], least_bytes_per_s: float | None = None) -> Drift:
     """The drift of a series of sizes at times; order does not matter. Raises TooShort.
+
+    `least_bytes_per_s`: growth worth naming; None for LEAST_BYTES_PER_S, or in a run of less than four minutes for
+    LEAST_GROWTH_BYTES over its time.
 
     Samples follow each other closely and are anything but independent, so the series is cut into blocks of equal
     time, and only the blocks' medians are used. The slope is Theil and Sen's, the median over all pairs of blocks: one
@@ -86,12 +90,15 @@ def drift(
     if len(filled) < LEAST_BLOCKS:
         empty = count - len(filled)
         raise TooShort(f"the samples leave {empty} of {count} parts of the time empty; sample more evenly")
+    seconds = float(t[-1] - t[0])
+    if least_bytes_per_s is None:
+        least_bytes_per_s = max(LEAST_BYTES_PER_S, LEAST_GROWTH_BYTES / seconds)
     half = len(filled) // 2
     whole, late = _theil_sen(at, level), _theil_sen(at[half:], level[half:])
     return Drift(
-        seconds=float(t[-1] - t[0]), samples=int(t.size), blocks=len(filled), first_bytes=float(level[0]),
+        seconds=seconds, samples=int(t.size), blocks=len(filled), first_bytes=float(level[0]),
         growth_bytes=float(level[-1] - level[0]), whole=whole, late=late, least_bytes_per_s=least_bytes_per_s,
-        verdict=_verdict(level, late, least_bytes_per_s, float(t[-1] - t[0])),
+        verdict=_verdict(level, late, least_bytes_per_s, seconds),
     )  # fmt: skip
 
 

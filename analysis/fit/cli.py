@@ -73,7 +73,8 @@ def _own(args: argparse.Namespace) -> int:
 
     if not args.sets:
         raise ValueError("name at least one result set, or --public-csv")
-    started = rows.started(rows.newest(rows.read_engines(args.sets)))
+    found = rows.started(rows.newest(rows.read_engines(args.sets)))
+    started = rows.alone(found)
     if not started:
         raise ValueError("none of the rows is of an engine that started")
     by_origin: dict[Any, list[rows.Row]] = {}
@@ -88,6 +89,8 @@ def _own(args: argparse.Namespace) -> int:
         fits = build.fit_all(starts, origin.on_cpu)
         if not fits:
             raise ValueError(f"vLLM {origin.vllm_version} on {origin.gpu}: no row measured a term that could be fitted")
+        if len(found) > len(started):
+            notes.append(f"{len(found) - len(started)} rows of engines that shared the device were left out")
         if skipped := len(of_origin) - len(starts):
             notes.append(f"{skipped} started rows lack their settings and were left out")
         version = ".".join(origin.vllm_version.split(".")[:2])

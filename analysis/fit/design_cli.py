@@ -70,7 +70,7 @@ def of_rows(folder: Path) -> list[Point]:
     from analysis import rows
     from analysis.fit.starts import from_rows
 
-    started = rows.started(rows.newest(rows.read_engines([folder])))
+    started = rows.alone(rows.started(rows.newest(rows.read_engines([folder]))))
     pools = {str(row["run_id"]): str(row.get("kv_pool_mode")) for row in started}
     return [
         Point(start.model, start.features, pools[start.row_id], start.kind, frozenset(start.measured), origin.on_cpu)

@@ -106,12 +106,13 @@ def origin_of(row: Mapping[str, Any]) -> Origin:
 
 
 def from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[Origin, list[Start]]:
-    """Starts of an engines table by what may be pooled. Rows that did not start, or lack their settings, are left
-    out.
+    """Starts of an engines table by what may be pooled. Rows that did not start, ran beside others on the device, or
+    lack their settings, are left out.
     """
     grouped: dict[Origin, list[Start]] = {}
     for row in rows:
-        if row.get("status") not in STARTED or not row.get("model_config_json"):
+        beside = row.get("colocation_id") is not None
+        if row.get("status") not in STARTED or beside or not row.get("model_config_json"):
             continue
         try:
             features = features_of_row(row)

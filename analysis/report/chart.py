@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Final
 
 from analysis.report.palette import LIGHT, variables
+from analysis.report.workers import Job, Workers
 
 NARROW, WIDE = 326, 1040
 """Widths drawn, px: what a phone of 390 px and a desktop leave for a chart."""
@@ -63,12 +64,17 @@ def svg(spec: Mapping[str, Any]) -> str:
     return str(vl_convert.vegalite_to_svg({"config": config(), **spec}, show_warnings=False))
 
 
-def inline(chart: Chart, titled: bool = False) -> str:
+def begin(chart: Chart, workers: Workers) -> list[Job]:
+    """Drawing at each of its widths begins."""
+    return [workers.start(svg, chart.build(width)) for width in chart.widths]
+
+
+def inline(chart: Chart, drawings: Sequence[Job], titled: bool = False) -> str:
     """At its widths, of which CSS shows the one that fits, with heading and legend above."""
     kinds = ("",) if len(chart.widths) == 1 else ("narrow", "wide")
     drawn = "".join(
-        f'<div class="{kind}">{_tidy(svg(chart.build(width)), chart.title)}</div>'
-        for kind, width in zip(kinds, chart.widths, strict=True)
+        f'<div class="{kind}">{_tidy(drawing.result(), chart.title)}</div>'
+        for kind, drawing in zip(kinds, drawings, strict=True)
     )
     heading = f"<h3>{escape(chart.heading or chart.title)}</h3>" if titled else ""
     note = _note("" if chart.quiet else chart.note)
@@ -127,28 +133,29 @@ def _short_numbers(drawn: str) -> str:
                   lambda tag: _LONG.sub(r"\1", tag[0]), drawn)  # fmt: skip
 
 
-def write(chart: Chart, folder: Path, png: bool) -> list[Path]:
-    """The chart as files: SVG, and PNG at twice the size, each with title, legend and note of its own."""
-    import vl_convert
-
+def picture(chart: Chart) -> Spec:
+    """The chart as a picture that stands alone, with title, legend and note of its own."""
     body = dict(chart.build(chart.widths[-1]))
     body.pop("background", None)
     title: Spec = {"text": chart.title, "fontSize": 15, "offset": 14}
     if chart.note:
         title["subtitle"] = _wrapped(chart.note, 150)
     rows: list[Spec] = [_legend_strip(chart.legend)] if chart.legend else []
-    whole = {
+    return {
         "title": title, "vconcat": [*rows, body], "spacing": 12,
         "background": LIGHT["bg"], "padding": 16, "resolve": {"scale": {"color": "independent"}},
         "config": config(),
     }  # fmt: skip
+
+
+def write(whole: Spec, path: Path, png: bool) -> None:
+    """A picture as SVG at `path`, and as PNG of twice the size beside it. Raises OSError."""
+    import vl_convert
+
     drawn = re.sub(r' (?:xlink:)?href="[^"]*"', "", vl_convert.vegalite_to_svg(whole, show_warnings=False))
-    paths = [folder / f"{chart.name}.svg"]
-    paths[0].write_text(drawn, encoding="utf-8")
+    path.write_text(drawn, encoding="utf-8")
     if png:
-        paths.append(folder / f"{chart.name}.png")
-        paths[1].write_bytes(vl_convert.svg_to_png(drawn, scale=2))
-    return paths
+        path.with_suffix(".png").write_bytes(vl_convert.svg_to_png(drawn, scale=2))
 
 
 def _legend_strip(entries: tuple[tuple[str, str], ...]) -> Spec:

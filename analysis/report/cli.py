@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from analysis.report.chart import Chart
+    from analysis.report.table import Table
+    from analysis.report.workers import Job, Workers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +32,25 @@ def run(args: argparse.Namespace) -> int:
     needed = ("duckdb", "pyarrow", "vl_convert")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         return _refuse(f"report needs the Python package {missing[0]!r}, which is not installed", 1)
+    out: Path | None = args.out
+    if out is not None and (out.is_dir() or out.suffix.lower() not in (".html", ".htm")):
+        return _refuse(f"--out {out} is not an HTML file; give a name that ends in .html", 2)
+    from analysis.report.workers import Workers
+
+    with Workers() as workers:
+        return _make(args, workers)
+
+
+def _make(args: argparse.Namespace, workers: Workers) -> int:
     from analysis.report import page
+    from analysis.report.chart import picture, write
     from analysis.report.context import Context
     from analysis.report.points import points_of
     from analysis.report.read import read_sets
+    from analysis.report.sections import begin_calculator
 
     began = time.monotonic()
+    calculator = begin_calculator(workers)
     sets, problems = read_sets(args.sets)
     for problem in problems:
         print(f"note: {problem}", file=sys.stderr)
@@ -43,16 +61,24 @@ def run(args: argparse.Namespace) -> int:
             print(f"note: {problem}", file=sys.stderr)
     context = Context(sets, points_of(sets), problems)
     out: Path = args.out or Path("reports") / "-and-".join(one.root.resolve().name for one in sets) / "index.html"
-    if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
-        return _refuse(f"--out {out} is not an HTML file; give a name that ends in .html", 2)
-    text, charts, tables = page.build(context, time.time(), _say)
-    _say("")
+    pictures: list[Job] = []
+
+    def draw(chart: Chart) -> None:
+        if not args.no_files:
+            path = out.parent / "pictures" / f"{chart.name}.svg"
+            pictures.append(workers.start(write, picture(chart), path, not args.no_png))
+
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        if not args.no_files:
+            _empty(out.parent / "pictures", (".svg", ".png"))
+            _empty(out.parent / "tables", (".csv",))
+        text, tables = page.build(context, time.time(), workers, calculator, _say, draw)
         partial = out.with_name(f".{out.name}.partial")
         partial.write_text(text, encoding="utf-8")
         partial.replace(out)
-        beside = "" if args.no_files else _files(out.parent, charts, tables, png=not args.no_png)
+        beside = "" if args.no_files else _files(out.parent, pictures, tables)
+        _say("")
     except OSError as problem:
         return _refuse(f"cannot write {out}: {problem.strerror or problem}", 2)
     starts = sum(len(one.engines) for one in sets)
@@ -61,22 +87,21 @@ def run(args: argparse.Namespace) -> int:
     return 0 if starts else 1
 
 
-def _files(folder: Path, charts: list, tables: list, png: bool) -> str:  # type: ignore[type-arg]
-    from analysis.report.chart import write
+def _empty(folder: Path, suffixes: tuple[str, ...]) -> None:
+    """The folder, without the files of an earlier report of the same name."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        if old.suffix in suffixes:
+            old.unlink()
 
-    pictures, lists = folder / "pictures", folder / "tables"
-    for one, suffixes in ((pictures, (".svg", ".png")), (lists, (".csv",))):
-        one.mkdir(exist_ok=True)
-        for old in one.iterdir():  # of an earlier report of the same name
-            if old.suffix in suffixes:
-                old.unlink()
-    _say(f"{len(charts)} pictures")
-    with ThreadPoolExecutor(2) as pool:  # drawing leaves the interpreter free
-        list(pool.map(lambda chart: write(chart, pictures, png), charts))
+
+def _files(folder: Path, pictures: list[Job], tables: list[Table]) -> str:
+    _say(f"{len(tables)} tables, {len(pictures)} pictures")
     for table in tables:
-        table.write(lists)
-    _say("")
-    return f"\n{len(charts)} pictures in {pictures}, {len(tables)} tables in {lists}"
+        table.write(folder / "tables")
+    for one in pictures:
+        one.result()
+    return f"\n{len(pictures)} pictures in {folder / 'pictures'}, {len(tables)} tables in {folder / 'tables'}"
 
 
 def _say(what: str) -> None:

@@ -8,72 +8,84 @@ from typing import Any, Final
 from analysis.report.context import Context, Section
 from analysis.report.table import Column, Table
 
-FOUND: Final = ("changed", "exact")
+CORRECTIONS: Final = {"bh": "Benjamini-Hochberg", "holm": "Holm", "none": "none"}
+_ORDER: Final = {name: place for place, name in enumerate(("changed", "exact", "undecided", "no_change", "same"))}
 
 
 def section(context: Context) -> Section:
     from analysis.compare import Options, compare_sets
-    from analysis.compare.model import VERDICTS
 
     out = Section("compare", "Comparison of the sets")
     found = compare_sets([one.root for one in context.sets], Options())
-    changes = found.changes
-    names = [column.label for column in found.columns]
+    base = found.baseline
     out.notes += [*found.warnings, *found.notes]
-    verdicts = [VERDICTS[int(code)] for code in changes.verdict]
-    rows: list[list[Any]] = []
-    for place, verdict in enumerate(verdicts):
-        metric = found.metrics[int(changes.metric[place])]
-        value = {name: _number(getattr(changes, name)[place]) for name in
-                 ("median_a", "median_b", "change", "low", "high", "change_pct", "p_adjusted")}  # fmt: skip
-        rows.append([
-            verdict.replace("_", " "), found.cells[int(changes.cell[place])].name, metric.name,
-            names[int(changes.column[place])], value["median_a"], value["median_b"], value["change"], value["low"],
-            value["high"], metric.unit, value["change_pct"], value["p_adjusted"], int(changes.n_a[place]),
-            int(changes.n_b[place]),
-        ])  # fmt: skip
-    order = {name: place for place, name in enumerate(("changed", "exact", "undecided", "no_change", "same"))}
-    ranked = sorted(range(len(rows)), key=lambda i: (order.get(verdicts[i], 9), -abs(rows[i][10] or 0.0)))
-    rows = [rows[place] for place in ranked]
-    different = sum(verdict in FOUND for verdict in verdicts)
-    undecided = verdicts.count("undecided")
-    out.lead = (
-        f"Against {names[0]}: {different:,} of {len(rows):,} cells and metrics changed"
-        + (f", {undecided:,} cannot be decided with so few restarts" if undecided else "")
-        + f". Test: {found.test}; correction over {found.comparisons:,} comparisons: {found.correction}; "
-        f"alpha {found.alpha:g}; interval: {found.interval}."
-    )
-    if found.differences:
-        lines = "".join(
-            f"<li><strong>{escape(str(one.column))}</strong> ({escape(str(one.role))}): "
-            f"{escape(' → '.join(' | '.join(map(str, values)) for values in one.values))}</li>"
-            for one in found.differences
-        )
-        out.html = f"<p>What differs in the checked metadata:</p><ul>{lines}</ul>"
-    columns = [Column("Verdict"), Column("Cell"), Column("Metric"), Column("Set"), Column(f"{names[0]}", "3"),
-               Column("this set", "3"), Column("change", "3"), Column("low", "3"), Column("high", "3"), Column("Unit"),
-               Column("change, %", "2"), Column("p, corrected", "4"), Column("n", "0"),
-               Column("n this", "0")]  # fmt: skip
-    out.tables.append(Table("compared", "Every comparison", columns, rows, "What changed most comes first.", open=True))
+    records = sorted(found.records(), key=lambda one: (_ORDER[one["verdict"]], -abs(one["change_pct"] or 0.0)))
+    out.lead = _lead(found, len(records))
+    out.html = _differences(found) + (_overall(found) if found.geomeans else "")
+    columns = [Column("Verdict"), Column("Cell", "prose"), Column("Metric"), Column("Set"), Column(base, "3"),
+               Column("that set", "3"), Column("change", "3"), Column("low", "3"), Column("high", "3"), Column("Unit"),
+               Column("change, %", "2"), Column("p, corrected", "4"), Column(f"n, {base}", "0"),
+               Column("n, that set", "0"), Column("needs n", "0")]  # fmt: skip
+    names = ("cell", "metric", "other", "median_a", "median_b", "change", "low", "high", "unit", "change_pct",
+             "p_adjusted", "n_a", "n_b", "need_n")  # fmt: skip
+    out.tables.append(Table(
+        "compared", "Every comparison", columns,
+        [[one["verdict"].replace("_", " "), *(one[name] for name in names)] for one in records],
+        "What changed most comes first. Values are medians over restarts; needs n: the restarts on each side without "
+        "which no test can decide.", open=True,
+    ))  # fmt: skip
     if found.outcomes:
         out.tables.append(Table(
             "outcomes", "Starts that ended differently",
-            [Column("Cell"), Column("Set"), Column("before"), Column("after"), Column("Kind")],
+            [Column("Cell", "prose"), Column("Set"), Column(f"in {base}"), Column("in that set"), Column("Kind")],
             [[one.cell, one.column, _counts(one.before), _counts(one.after), one.kind] for one in found.outcomes],
             open=True,
         ))  # fmt: skip
     if found.only:
         out.tables.append(Table(
-            "only", "Cells that not every set has", [Column("Cell"), Column("in"), Column("not in")],
+            "only", "Cells that not every set has", [Column("Cell", "prose"), Column("in"), Column("not in")],
             [[one.cell, ", ".join(one.present), ", ".join(one.absent)] for one in found.only],
         ))  # fmt: skip
     return out
 
 
-def _number(value: Any) -> float | None:
-    number = float(value)
-    return number if number == number and abs(number) != float("inf") else None
+def _lead(found: Any, count: int) -> str:
+    if not count:
+        return "The sets have no cell and metric in common, so nothing can be compared."
+    changed, exact, undecided = (found.count(name) for name in ("changed", "exact", "undecided"))
+    words = [f"{changed:,} changed"]
+    words += [f"{exact:,} differ without any spread between restarts"] if exact else []
+    words += [f"{undecided:,} cannot be decided with so few restarts"] if undecided else []
+    return (
+        f"Against {found.baseline}, of {count:,} pairs of cell and metric: {', '.join(words)}. Test: {found.test}; "
+        f"correction over {found.tests:,} tests: {CORRECTIONS.get(found.correction, found.correction)}; alpha "
+        f"{found.alpha:g}; interval: {found.interval}." + (f" {found.test_note}" if found.test_note else "")
+    )
 
 
-def _counts(outcome: Any) -> str:
-    return ", ".join(f"{count} {name}" for name, count in outcome.items()) if outcome else "–"
+def _differences(found: Any) -> str:
+    if not found.differences:
+        return ""
+    roles = {"question": "what is compared", "warning": "differs besides", "minor": "minor"}
+    lines = "".join(
+        f"<li><strong>{escape(str(one.column))}</strong> ({escape(roles.get(one.role, str(one.role)))}): "
+        f"{escape(' → '.join(' | '.join(map(str, values)) or 'none' for values in one.values))}</li>"
+        for one in found.differences
+    )
+    return f"<p>Metadata that differs:</p><ul>{lines}</ul>"
+
+
+def _overall(found: Any) -> str:
+    """Geometric means over the cells, to be read at a glance."""
+    lines = "".join(
+        f"<tr><td>{escape(one.metric)}</td><td>{escape(one.column)}</td><td class=n>{100 * (one.ratio - 1):+.2f} %</td>"
+        f"<td class=n>{one.cells:,}</td></tr>"
+        for one in found.geomeans
+    )
+    return ("<div class=scroll><table class=plain><caption>Geometric mean of the ratios of medians, over all cells"
+            "</caption><thead><tr><th scope=col>Metric</th><th scope=col>Set</th><th scope=col class=n>Change</th>"
+            f"<th scope=col class=n>Cells</th></tr></thead><tbody>{lines}</tbody></table></div>")  # fmt: skip
+
+
+def _counts(outcome: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in outcome.items()) if outcome else "–"

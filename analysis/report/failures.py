@@ -34,12 +34,12 @@ def section(context: Context) -> Section:
             lambda width: _bars(counts, width),
         ),)))  # fmt: skip
     columns = [Column("Status"), Column("Phase"), Column("Cause"), Column("Model"), Column("Format"), Column("T", "0"),
-               Column("S", "0"), Column("Why"), Column(f"Missing, {context.unit.name}", str(context.unit.decimals)),
-               Column("run_id", "id")]  # fmt: skip
+               Column("S", "0"), Column("Why", "prose"),
+               Column(f"Missing, {context.unit.name}", str(context.unit.decimals)), Column("run_id", "id")]  # fmt: skip
     out.tables.append(Table(
         "failures", "Every failure and pruned point", columns,
-        [[row.get("status"), row.get("failure_phase"), row.get("failure_cause"), context.naming.group(point),
-          point.quantization, point.tokens or None, point.seqs or None, _why(row),
+        [[row.get("status"), _words(row.get("failure_phase")), _words(row.get("failure_cause")),
+          context.naming.group(point), point.quantization, point.tokens or None, point.seqs or None, _why(row),
           context.unit.of(row.get("shortfall_bytes")), row.get("run_id")] for point, row in rows],  # type: ignore[arg-type]
         "", "SELECT failure_phase, failure_sentence, failure_detail, log_file FROM engines WHERE run_id = 'RUN_ID'",
         open=True, sets=context.roots,
@@ -47,13 +47,17 @@ def section(context: Context) -> Section:
     if loads:
         out.tables.append(Table(
             "failed-workloads", "Workloads that did not complete",
-            [Column("Model"), Column("Format"), Column("Workload"), Column("Cause"), Column("Why"),
+            [Column("Model"), Column("Format"), Column("Workload"), Column("Cause"), Column("Why", "prose"),
              Column("run_id", "id")],
-            [[context.naming.group(point), point.quantization, load.get("workload"), load.get("failure_cause"),
+            [[context.naming.group(point), point.quantization, load.get("workload"), _words(load.get("failure_cause")),
               load.get("failure_sentence"), load.get("run_id")] for point, load in loads],
             sets=context.roots, query="SELECT * FROM workloads WHERE run_id = 'RUN_ID'",
         ))  # fmt: skip
     return out
+
+
+def _words(name: object) -> str:
+    return str(name or "").replace("_", " ")
 
 
 def _why(row: dict[str, object]) -> str:
@@ -66,12 +70,12 @@ def _why(row: dict[str, object]) -> str:
 def _bars(counts: Counter[tuple[str, str, str]], width: int) -> Spec:
     values = []
     for (status, phase, cause), count in counts.most_common(14):
-        words = [status, phase, cause.replace("_", " ")]
-        values.append({"label": short(", ".join(word for word in words if word), 34 if width < 500 else 60),
+        words = [_words(status), _words(phase), _words(cause)]
+        values.append({"label": short(", ".join(word for word in words if word), 40 if width < 500 else 60),
                        "count": count, "text": f"{count:,}"})  # fmt: skip
     order = [one["label"] for one in values]
     y = {"field": "label", "type": "nominal", "sort": order, "title": None,
-         "axis": {"ticks": False, "domain": False, "labelLimit": 190 if width < 500 else 380, "labelFontSize": 10
+         "axis": {"ticks": False, "domain": False, "labelLimit": 210 if width < 500 else 380, "labelFontSize": 10
                   if width < 500 else 11}}  # fmt: skip
     x = {"field": "count", "type": "quantitative", "title": "starts", "axis": {"tickMinStep": 1, "tickCount": 4},
          "scale": {"padding": 0}}  # fmt: skip

@@ -44,3 +44,9 @@ CLIENT: Final = frozenset({"client_lag", "client_starved", "client_cpu_bound", "
 
 def meaning(flag: str) -> str:
     return MEANING.get(flag, "No explanation is known here; results/README.md documents the columns.")
+
+
+def held_back(load: dict[str, object]) -> bool:
+    """Whether a workload's figures may be the client's: by its own column, or by its flags where an older schema
+    has none."""
+    return bool(load.get("client_bound")) or bool(CLIENT & set(load.get("flags") or ()))  # type: ignore[call-overload]

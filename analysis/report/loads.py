@@ -27,7 +27,8 @@ class Load:
     point: Point
     shape: str
     name: str
-    concurrency: object
+    load: str
+    """What was asked of the engine: clients in a closed loop, or a rate."""
     rate: float
     medians: dict[str, float | None]
     flags: tuple[str, ...]
@@ -45,20 +46,41 @@ def loads_of(points: Sequence[Point]) -> list[Load]:
         by_name: dict[str, list[dict[str, object]]] = {}
         for row in point.workloads:
             if row.get("status") == "ok" and row.get("output_tokens_per_s") is not None:
-                by_name.setdefault(str(row.get("workload")), []).append(row)
+                by_name.setdefault(_name(row), []).append(row)
         for name, rows in by_name.items():
             rate = median(row.get("output_tokens_per_s") for row in rows)
             assert rate is not None
             first = rows[0]
-            flags = sorted({str(flag) for row in rows for flag in row.get("flags") or ()})  # type: ignore[attr-defined]
+            flags = sorted({str(flag) for row in rows for flag in row.get("flags") or ()}  # type: ignore[attr-defined]
+                           | {"client_bound" for row in rows if row.get("client_bound")})
             found.append(Load(
                 point, f"{_count(first.get('input_tokens'))} in, {_count(first.get('output_tokens'))} out", name,
-                first.get("concurrency"), rate,
+                _load(first), rate,
                 {key: median(row.get(key) for row in rows)
                  for key in ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "requests_per_s")},
                 tuple(flags), len(rows),
             ))  # fmt: skip
     return found
+
+
+def _name(row: dict[str, object]) -> str:
+    """Trials of a knee search have one name and each a load of its own: they are never pooled."""
+    name = str(row.get("workload"))
+    return name if row.get("knee_trial") is None else f"{name} at {_figure(row.get('knee_value'))}"
+
+
+def _load(row: dict[str, object]) -> str:
+    pattern = str(row.get("pattern") or "closed_loop")
+    if pattern == "closed_loop":
+        return f"{_count(row.get('concurrency'))} in flight"
+    rate, end = row.get("rate_per_s"), row.get("rate_end_per_s")
+    if rate is None:
+        return pattern
+    return f"{pattern}, {_figure(rate)}{'' if end is None else f' to {_figure(end)}'} requests/s"
+
+
+def _figure(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, int | float) else "?"
 
 
 def _count(value: object) -> str:
@@ -120,7 +142,7 @@ def _view(context: Context, name: str, loads: list[Load], number: int) -> View:
         rest = [load for load in have if load not in best] if len(have) < 2000 else have
         if left := max(len(rest) - DOTS, 0):
             rest = [rest[round(place * (len(rest) - 1) / (DOTS - 1))] for place in range(DOTS)]
-        note = f"{len(have):,} workloads, {len(best)} on the front."
+        note = f"{len(have):,} {'workload' if len(have) == 1 else 'workloads'}, {len(best)} on the front."
         if left:
             note += f" {left:,} dots are left out of the picture, evenly; the front is of all."
 
@@ -177,13 +199,13 @@ def _table(context: Context, loads: Sequence[Load]) -> Table:
         return None if value is None else 1e3 * value
 
     columns = [Column("Model"), Column("Format"), Column("T", "0"), Column("S", "0"), Column("Workload"),
-               Column("Concurrency", "0"), Column("tokens/s", "1"), Column("TTFT p50, ms", "1"),
+               Column("Load"), Column("tokens/s", "1"), Column("TTFT p50, ms", "1"),
                Column("TTFT p99, ms", "1"), Column("TPOT p50, ms", "2"), Column("TPOT p99, ms", "2"),
                Column("E2E p50, ms", "0"), Column("Starts", "0"), Column("Flags"),
                Column("point_id", "id")]  # fmt: skip
     rows = [
         [context.naming.group(load.point), load.point.quantization, load.point.tokens, load.point.seqs, load.name,
-         load.concurrency, load.rate, ms(load, "ttft_p50_s"), ms(load, "ttft_p99_s"), ms(load, "tpot_p50_s"),
+         load.load, load.rate, ms(load, "ttft_p50_s"), ms(load, "ttft_p99_s"), ms(load, "tpot_p50_s"),
          ms(load, "tpot_p99_s"), ms(load, "e2e_p50_s"), load.runs, ", ".join(load.flags), load.point.point_id]
         for load in loads
     ]  # fmt: skip

@@ -61,7 +61,7 @@
       const pages = Math.max(Math.ceil(found.length / size), 1);
       page = Math.min(Math.max(page, 0), pages - 1);
       const rows = found.slice(page * size, (page + 1) * size).map((row) => make('tr', {}, ...columns.map((column, place) =>
-        make('td', {className: numeric[place] ? 'n' : column.kind === 'id' ? 'id' : '', textContent: show(column, row)}))));
+        make('td', {className: numeric[place] ? 'n' : column.kind === 'id' || column.kind === 'prose' ? column.kind : '', textContent: show(column, row)}))));
       body.replaceChildren(...rows);
       back.disabled = page === 0;
       on.disabled = page >= pages - 1;

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Final
 
 from analysis.report import palette
-from analysis.report.chart import Chart, inline
+from analysis.report.chart import Chart, begin, inline
 from analysis.report.context import Context, Section
 from analysis.report.fragment import Fragment
 from analysis.report.sections import sections
 from analysis.report.table import Table, to_json
-from analysis.report.timeline import bundle
+from analysis.report.timeline import bundle, template
+from analysis.report.workers import Job, Workers
+
+Drawings = dict[str, list[Job]]
+"""Charts by name, each at its widths, under way."""
 
 HERE: Final = Path(__file__).resolve().parent
 
@@ -27,21 +31,31 @@ POLICY: Final = (
 
 
 def build(
-    context: Context, made_unix_s: float, say: Callable[[str], None] = lambda _: None
-) -> tuple[str, list[Chart], list[Table]]:
-    """The whole page, and the charts and tables in it, for their files."""
-    charts: list[Chart] = []
+    context: Context, made_unix_s: float, workers: Workers, calculator: Callable[[], Fragment | None],
+    say: Callable[[str], None] = lambda _: None, drawn: Callable[[Chart], None] = lambda _: None,
+) -> tuple[str, list[Table]]:  # fmt: skip
+    """The whole page, and the tables in it for their files; `drawn` is told of every chart once it is known."""
     tables: list[Table] = []
     bodies, links, styles, scripts = [], [], [], []
-    for one in sections(context, say):
+    every = []
+    for one in sections(context, say, workers, calculator):
+        drawings: Drawings = {}
+        if isinstance(one, Section):
+            for chart in [chart for view in one.views for chart in view.charts]:
+                drawings[chart.name] = begin(chart, workers)
+                drawn(chart)
+            if one.anchor == "timeline" and one.data:
+                drawings["vega"] = [workers.start(bundle), workers.start(template)]
+        every.append((one, drawings))
+    say("drawing")
+    for one, drawings in every:
         links.append(f'<a href="#{escape(one.anchor)}">{escape(one.title)}</a>')
         if isinstance(one, Fragment):
             bodies.append(_section(one.anchor, one.title, one.html))
             styles.append(one.style)
             scripts.append(_of_fragment(one))
             continue
-        bodies.append(_section(one.anchor, one.title, _inside(one)))
-        charts += [chart for view in one.views for chart in view.charts]
+        bodies.append(_section(one.anchor, one.title, _inside(one, drawings)))
         tables += one.tables
     names = ", ".join(one.name for one in context.sets) or "no set"
     made = datetime.fromtimestamp(made_unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -63,7 +77,7 @@ def build(
         *scripts,
         "</body></html>\n",
     ]
-    return "".join(parts), charts, tables
+    return "".join(parts), tables
 
 
 def _asset(name: str) -> str:
@@ -94,7 +108,7 @@ def _of_fragment(one: Fragment) -> str:
     )
 
 
-def _inside(one: Section) -> str:
+def _inside(one: Section, drawings: Drawings) -> str:
     parts = [f"<p>{escape(one.lead)}</p>"] if one.lead else []
     if one.notes:
         parts.append(f"<ul class=notes>{''.join(f'<li>{escape(note)}</li>' for note in one.notes)}</ul>")
@@ -102,15 +116,17 @@ def _inside(one: Section) -> str:
     if one.anchor == "timeline" and one.data:
         parts.append('<div class=choose id=timeline-choose hidden><label for=timeline-run>Run</label>'
                      "<select id=timeline-run></select> <span class=id id=timeline-id></span></div>")  # fmt: skip
-    parts.append(_views(one))
+    parts.append(_views(one, drawings))
     parts += [table.html() for table in one.tables]
     if one.anchor == "timeline" and one.data:
-        parts.append(f'<script type="application/json" id="timeline-data">{to_json(one.data)}</script>'
-                     f'<script type="text/plain" id="vega">{_script(bundle())}</script>')  # fmt: skip
+        code, spec = (job.result() for job in drawings["vega"])
+        data = to_json({**one.data, "spec": spec})
+        parts.append(f'<script type="application/json" id="timeline-data">{data}</script>'
+                     f'<script type="text/plain" id="vega">{_script(code)}</script>')  # fmt: skip
     return "".join(parts)
 
 
-def _views(one: Section) -> str:
+def _views(one: Section, drawings: Drawings) -> str:
     if not one.views:
         return ""
     out = []
@@ -124,7 +140,7 @@ def _views(one: Section) -> str:
         several = len(view.charts) > 1 or one.anchor in ("maps", "predicted")
         shape = ("two" if one.anchor == "speed" else "") if several else "one"
         head = f"<div class=head>{view.head}</div>" if view.head else ""
-        drawn = "".join(inline(chart, titled=several) for chart in view.charts)
+        drawn = "".join(inline(chart, drawings[chart.name], titled=several) for chart in view.charts)
         blocks.append(f'<div class="view {shape}{" on" if place == 0 else ""}">{head}{drawn}</div>')
     return f'{"".join(out)}<div id="views-{one.anchor}">{"".join(blocks)}</div>'
 

@@ -14,8 +14,8 @@ from analysis.report.points import Point, Unit, spread
 from analysis.report.table import Column, Table
 
 DOTS: Final = 120
-FIT_ROWS: Final = 2_000
-"""Points that the held-out fits are made of, at most: more would not move them."""
+FIT_ROWS: Final = 1_000
+"""Points that are predicted and that the held-out fits are made of, at most: more would hardly move them."""
 NAMES: Final = {
     "weights": "weights", "kv_pool": "KV pool", "device_peak": "device peak", "activation": "activation peak",
     "non_torch": "non-torch", "cuda_graph": "CUDA graphs", "cuda_graph_estimate": "CUDA graphs, reserved",

@@ -9,7 +9,7 @@ from html import escape
 
 from analysis import rows as result_rows
 from analysis.report.context import Context, Section
-from analysis.report.flags import CLIENT, meaning
+from analysis.report.flags import held_back, meaning
 from analysis.report.points import GIB
 from analysis.report.read import ResultSet, Row
 from analysis.report.table import Column, Table
@@ -71,6 +71,7 @@ def _card(one: ResultSet) -> str:
     facts = [
         ("Starts", " · ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in STATUSES)),
         ("Workloads", f"{len(one.workloads):,}"),
+        ("Single requests", _requests(one)),
         ("Points", f"{len({row.get('point_id') for row in rows}):,}"),
         ("Models", _values(rows, "model", 6)),
         ("Formats", _values(rows, "quantization", 8)),
@@ -92,6 +93,11 @@ def _card(one: ResultSet) -> str:
     return f"<div class=card><h3>{escape(one.name)}</h3><dl>{lines}</dl></div>"
 
 
+def _requests(one: ResultSet) -> str:
+    count = sum(1 for _ in (one.root / "requests").glob("*.parquet"))
+    return f"of {count:,} starts, in the requests table (SELECT * FROM requests)" if count else ""
+
+
 def _day(unix_s: float) -> str:
     try:
         return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -100,7 +106,7 @@ def _day(unix_s: float) -> str:
 
 
 def _client(loads: list[Row]) -> list[str]:
-    bound = [load for load in loads if CLIENT & set(load.get("flags") or ())]  # type: ignore[call-overload]
+    bound = [load for load in loads if held_back(load)]
     if not bound:
         return []
     return [f"{_share(len(bound), len(loads))} workloads were held back by the client, not the engine: their "

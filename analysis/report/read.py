@@ -14,6 +14,7 @@ from analysis.tables.measured import find_set
 Row = dict[str, object]
 
 ENGINE_COLUMNS = (
+    "colocation_id",
     "run_id", "point_id", "environment_id", "set_name", "repeat", "started_unix_s", "status",
     "failure_phase", "failure_cause", "failure_sentence", "missing_kernel", "shortfall_bytes", "flags", "warnings",
     "model", "model_hub_id", "model_config_json", "quantization",
@@ -22,6 +23,7 @@ ENGINE_COLUMNS = (
     "tensor_parallel_size", "pipeline_parallel_size", "cpu_offload_gb", "extra_args",
     "effective_config_json", "launcher", "model_runner", "effective_max_num_seqs",
     "effective_max_num_batched_tokens", "effective_max_model_len", "startup_s", "weights_bytes",
+    "kv_bytes_per_block", "kv_block_size_tokens",
     "activation_peak_bytes", "non_torch_bytes", "total_consumed_bytes", "cuda_graph_estimate_bytes",
     "cuda_graph_bytes", "requested_bytes", "available_kv_cache_bytes", "kv_cache_bytes", "kv_cache_tokens",
     "runtime_activation_peak_bytes", "init_free_bytes", "init_total_bytes", "worker_rss_start_bytes",
@@ -32,13 +34,16 @@ ENGINE_COLUMNS = (
 """What the report shows of an engine start; the long texts of a row stay in its file."""
 
 WORKLOAD_COLUMNS = (
-    "run_id", "point_id", "workload", "position", "pattern", "concurrency", "request_rate_per_s", "num_requests",
+    "run_id", "point_id", "workload", "position", "pattern", "concurrency", "rate_per_s", "rate_end_per_s",
+    "num_requests",
     "input_tokens", "output_tokens", "status", "failure_cause", "failure_sentence", "completed", "failed", "flags",
     "output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "steady_output_tokens_per_s", "ttft_p50_s",
     "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "itl_p50_s", "itl_p99_s", "e2e_p50_s", "e2e_p99_s", "preemptions",
     "steady_rule", "steady_requests", "steady_window_s", "steady_tpot_mean_s", "steady_ttft_mean_s", "tpot_mean_s",
     "ttft_mean_s", "input_tokens_json", "output_tokens_json", "shared_prefix_ratio",
     "kv_cache_usage_peak", "client_share_of_machine", "loop_lag_p99_s", "send_delay_p99_s", "client_bound",
+    "knee_trial", "knee_axis", "knee_value", "knee_met", "knee_reason", "knee_answer", "knee_slo_json", "knee_outcome",
+    "knee_highest_met", "knee_lowest_broken", "knee_notes",
 )  # fmt: skip
 
 SAMPLE_COLUMNS = (
@@ -92,6 +97,9 @@ def read_sets(names: Iterable[str]) -> tuple[list[ResultSet], list[str]]:
         except RowsError as missing:
             problems.append(str(missing))
             continue
+        if any(root.resolve() == one.root.resolve() for one in sets):
+            problems.append(f"{name} is a result set that was named already; it is read once")
+            continue
         sets.append(_read(root))
     same = {one.name for one in sets if sum(other.name == one.name for other in sets) > 1}
     for one in sets:
@@ -107,6 +115,11 @@ def _read(root: Path) -> ResultSet:
                   (("engines", ENGINE_COLUMNS), ("workloads", WORKLOAD_COLUMNS))]  # fmt: skip
         rows, every = (one.result() for one in wanted)
     found.problems.sort()  # the two tables are read at once
+    whole = len(rows)
+    # Figures of a shared device are no engine's own.
+    rows = [row for row in rows if row.get("colocation_id") is None]
+    if len(rows) < whole:
+        found.problems.append(f"{root}: {whole - len(rows)} engines that shared the device with others are left aside")
     found.engines = newest(rows)  # type: ignore[arg-type,assignment]
     found.superseded = len(rows) - len(found.engines)
     known = {row.get("run_id") for row in found.engines}
@@ -185,6 +198,7 @@ def _rows(files: Sequence[Path], columns: Sequence[str], union: bool = True) -> 
 
     wanted = ", ".join(f"'{name}'" for name in columns)
     con = duckdb.connect()
+    con.execute("SET threads = 1")  # most of it is opening files, which more threads of one query only slow down
     try:
         query = f"SELECT COLUMNS(lambda c: c IN ({wanted})) FROM read_parquet($files, union_by_name = {union})"
         table = con.sql(query, params={"files": [str(path) for path in files]}).to_arrow_table()

@@ -3,40 +3,83 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from analysis.report.chart import NARROW, Chart, Spec
 from analysis.report.context import Context, Section, View
 from analysis.report.palette import LIGHT
+from analysis.report.read import Row
 from analysis.report.table import Column, Table
 
 METRICS: Final = {
     "tpot": ("TPOT", "ms", 1e3), "ttft": ("TTFT", "ms", 1e3), "throughput": ("Throughput", "tokens/s", 1.0),
 }  # fmt: skip
 DOTS: Final = 120
-MOST: Final = 250
-"""Workloads that one group is fitted to, at most."""
+MOST: Final = 120
+"""Workloads of one format and environment that are fitted, at most: more would hardly move the few factors."""
 
 
-def section(context: Context) -> Section:
+@dataclass
+class Question:
+    """Rows to be fitted: engine rows and workload rows that may be pooled, and what was left aside of which."""
+
+    groups: list[tuple[list[Row], list[Row]]] = field(default_factory=list)
+    left: dict[str, int] = field(default_factory=dict)
+    """Workloads that cannot be fitted, by reason."""
+    usable: int = 0
+    taken: int = 0
+
+
+@dataclass
+class HeldOut:
+    """Every prediction of a workload by a fit that has not seen its model: the miss, its log interval, the metric."""
+
+    found: list[tuple[Any, float, str]]
+    left: dict[str, int]
+
+
+def question(context: Context) -> Question:
+    """What is fitted: never pooled over sets or environments, thinned evenly within a format."""
+    from analysis.throughput.observations import unusable
+
+    out = Question()
+    groups: dict[tuple[str, str], dict[str, list[tuple[Row, Row]]]] = {}
+    for point in context.good:
+        starts = {row.get("run_id"): row for row in point.good}
+        for load in point.workloads:  # told apart first: what cannot be fitted must not take the room of what can
+            start = starts.get(load.get("run_id"))
+            reason = "the start was not measured in full" if start is None else unusable(start, load)
+            if start is None or reason is not None:
+                out.left[str(reason)] = out.left.get(str(reason), 0) + 1
+            else:
+                formats = groups.setdefault((point.set_name, point.environment_id), {})
+                formats.setdefault(point.quantization, []).append((start, load))
+    for formats in groups.values():
+        taken = []
+        for pairs in formats.values():
+            out.usable += len(pairs)
+            if len(pairs) > MOST:
+                pairs = [pairs[round(place * (len(pairs) - 1) / (MOST - 1))] for place in range(MOST)]
+            taken += pairs
+        out.taken += len(taken)
+        engines = {str(start.get("run_id")): start for start, _ in taken}
+        out.groups.append((list(engines.values()), [load for _, load in taken]))
+    return out
+
+
+def held_out(asked: Question) -> HeldOut:
+    """Fits of the groups, each workload predicted with its model left out."""
     from analysis.throughput.holdout import half_width, leave_out
     from analysis.throughput.observations import read
 
-    out = Section("roofline", "Speed, predicted against measured")
     found: list[tuple[Any, float, str]] = []
-    groups: dict[tuple[str, str], tuple[list[Any], list[Any]]] = {}
-    for point in context.good:  # never fitted over sets or environments
-        engines, loads = groups.setdefault((point.set_name, point.environment_id), ([], []))
-        engines += point.good
-        loads += point.workloads
-    left: dict[str, int] = {}
-    for engines, loads in groups.values():
+    left = dict(asked.left)
+    for engines, loads in asked.groups:
         every = read(engines, loads)
         for reason, count in every.left_out.items():
             left[reason] = left.get(reason, 0) + count
         for observations in every.observations.values():
-            if len(observations) > MOST:
-                observations = [observations[round(i * (len(observations) - 1) / (MOST - 1))] for i in range(MOST)]
             if len({one.model for one in observations}) < 2:
                 left["only one model of its kind, so none could be held out"] = len(observations) + left.get(
                     "only one model of its kind, so none could be held out", 0)  # fmt: skip
@@ -48,6 +91,16 @@ def section(context: Context) -> Section:
                     others = [miss for miss in misses if miss.unit != unit]
                     width = half_width(others) if others else math.inf
                     found += [(miss, width, metric) for miss in misses if miss.unit == unit]
+    return HeldOut(found, left)
+
+
+def section(context: Context, asked: Question, held: HeldOut) -> Section:
+    """`held` is what `held_out` gives of `asked`."""
+    out = Section("roofline", "Speed, predicted against measured")
+    found, left = held.found, held.left
+    if asked.taken < asked.usable:
+        out.notes.append(f"Fitted to {asked.taken:,} of {asked.usable:,} workloads that can be, at most {MOST} of a "
+                         "format and environment, evenly over the grid; the table holds these.")  # fmt: skip
     if left:
         out.notes.append("Not fitted: " + "; ".join(f"{count:,} ({reason})" for reason, count in left.items()) + ".")
     if not found:

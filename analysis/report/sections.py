@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from analysis.report.context import Context, Section
 from analysis.report.fragment import Fragment
+from analysis.report.workers import Workers
 
 
-def sections(context: Context, say: Callable[[str], None]) -> Iterator[Section | Fragment]:
-    """Every section, made one after the other; `say` is told which one is being made."""
-    from analysis.report import failures, heat, knowledge, loads, memory, predicted, quality, timeline
+def sections(
+    context: Context, say: Callable[[str], None], workers: Workers, calculator: Callable[[], Fragment | None]
+) -> Iterator[Section | Fragment]:
+    """Every section, made one after the other; `say` is told which one is being made.
 
+    `calculator` gives what `begin_calculator` began.
+    """
+    from analysis.report import failures, heat, knees, knowledge, loads, memory, predicted, quality, timeline
+
+    speeds = _guarded_start(lambda: _begin_speeds(context, workers))
     made: list[tuple[str, str, Callable[[], Section | Fragment | None]]] = [
         ("quality", "Provenance and data quality", lambda: quality.section(context)),
     ]
@@ -23,7 +29,8 @@ def sections(context: Context, say: Callable[[str], None]) -> Iterator[Section |
         ("memory", "Memory by term", lambda: memory.section(context)),
         ("predicted", "Predicted against measured", lambda: predicted.section(context)),
         ("speed", "Throughput against latency", lambda: loads.section(context)),
-        ("roofline", "Speed, predicted against measured", lambda: _roofline(context)),
+        ("knees", "Knee: the highest load that holds", lambda: knees.section(context)),
+        ("roofline", "Speed, predicted against measured", speeds),
         ("maps", "Batch tokens × sequences", lambda: heat.section(context)),
         ("timeline", "Telemetry timeline", lambda: timeline.section(context)),
         ("failures", "Failures and pruned points", lambda: failures.section(context)),
@@ -40,7 +47,7 @@ def sections(context: Context, say: Callable[[str], None]) -> Iterator[Section |
     made += [
         ("multipliers", "Multiplier tables", multipliers),
         ("claims", "Audited claims", lambda: knowledge.audit(facts[0]) if facts else None),
-        ("calculator", "Calculator", _calculator),
+        ("calculator", "Calculator", calculator),
     ]
     for anchor, title, make in made:
         say(title)
@@ -59,32 +66,42 @@ def _guarded(anchor: str, title: str, make: Callable[[], Section | Fragment | No
                        f"{type(problem).__name__}{': ' if cause else ''}{cause}.")  # fmt: skip
 
 
-def _there(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
 def _compared(context: Context) -> Section | None:
-    if not _there("analysis.compare.model"):
-        return None
     from analysis.report import compared
 
     return compared.section(context)
 
 
-def _roofline(context: Context) -> Section | None:
-    if not _there("analysis.throughput.holdout") or not any(point.workloads for point in context.good):
-        return None
+def _guarded_start(start: Callable[[], Callable[[], Section | None]]) -> Callable[[], Section | None]:
+    """Whatever goes wrong at the start of a section is told where the section would stand."""
+    try:
+        return start()
+    except Exception as problem:
+        caught = problem
+
+        def again() -> Section | None:
+            raise caught
+
+        return again
+
+
+def _begin_speeds(context: Context, workers: Workers) -> Callable[[], Section | None]:
+    """The held-out fits of speed, the longest arithmetic here, begin beside the rest."""
+    if not any(point.workloads for point in context.good):
+        return lambda: None
     from analysis.report import roofline
 
-    return roofline.section(context)
+    asked = roofline.question(context)
+    held = workers.start(roofline.held_out, asked)
+    return lambda: roofline.section(context, asked, held.result())
 
 
-def _calculator() -> Fragment | None:
-    if not _there("analysis.calculator"):
-        return None
-    calculator = importlib.import_module("analysis.calculator")
-    make = getattr(calculator, "fragment", None)
-    return make() if callable(make) else None
+def begin_calculator(workers: Workers) -> Callable[[], Fragment | None]:
+    """The calculator's tables take seconds and need no row, so they begin before the sets are read."""
+    return workers.start(_calculator).result
+
+
+def _calculator() -> Fragment:
+    from analysis.calculator import fragment
+
+    return fragment()

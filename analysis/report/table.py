@@ -20,7 +20,7 @@ MOST: Final = 2_000
 
 @dataclass(frozen=True)
 class Column:
-    """`kind`: text, id (monospaced), or the number of decimals as a digit."""
+    """`kind`: text, prose (a sentence, given more room), id (monospaced), or the number of decimals as a digit."""
 
     label: str
     kind: str = "text"
@@ -134,7 +134,7 @@ def _plain(value: Any, column: Column) -> Any:
 
 
 def _cell(column: Column, value: Any) -> str:
-    kind = ' class="n"' if column.numeric else ' class="id"' if column.kind == "id" else ""
+    kind = ' class="n"' if column.numeric else f' class="{column.kind}"' if column.kind in ("id", "prose") else ""
     return f"<td{kind}>{escape(text_of(value, column.kind))}</td>"
 
 
@@ -143,6 +143,7 @@ def _paragraph(text: str) -> str:
 
 
 def _shell(text: str) -> str:
+    """One word of a command; in double quotes where the text has single ones, which is easier to read."""
     import shlex
 
-    return shlex.quote(text)
+    return f'"{text}"' if "'" in text and not set(text) & set('"$`\\!') else shlex.quote(text)

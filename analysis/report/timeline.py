@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 from analysis.report.chart import NARROW, Chart, Spec, config
@@ -14,7 +15,7 @@ from analysis.report.read import ResultSet, Row
 
 SLICES: Final = 140
 """Points of a line; each is the highest value of its slice of the run, so that no peak is lost."""
-RUNS: Final = 300
+RUNS: Final = 200
 """Runs embedded, at most."""
 BUDGET_VALUES: Final = 200_000
 """Numbers embedded over all runs: some 1 MB of the page."""
@@ -49,8 +50,8 @@ def section(context: Context) -> Section:
                                                                                        default=0)))  # fmt: skip
     out.lead = (
         "What one engine start looked like over time: memory above, activity below, phases as bands. "
-        f"Each line has at most {SLICES} points, each the peak of its slice of time; every sample is in the set's "
-        "samples table."
+        f"Each line has at most {SLICES} points, each the peak of its slice of time; of several GPUs the first is "
+        "drawn. Every sample is in the set's samples table."
     )
     if len(kept) < len(runs):
         out.notes.append(f"{len(kept):,} of {len(runs):,} runs are embedded: failed and flagged ones first, the others "
@@ -59,7 +60,7 @@ def section(context: Context) -> Section:
         "timeline", f"Timeline of {default['name']}, run {default['run']}", lambda width: spec(default, width),
         _legend(default),
     ),)))  # fmt: skip
-    out.data = {"runs": kept, "chosen": kept.index(default), "spec": _template()}
+    out.data = {"runs": kept, "chosen": kept.index(default)}
     return out
 
 
@@ -193,7 +194,8 @@ def spec(run: dict[str, Any], width: int) -> Spec:
     return {"vconcat": [panel(180, "memory, MiB", memory, False), below], "spacing": 14}
 
 
-def _template() -> Any:
+@cache
+def template() -> Any:
     """The chart compiled to Vega, with marks for what the page's script fills in; colours are the page's variables."""
     import json
 
@@ -208,6 +210,7 @@ def _template() -> Any:
                              if found[1] in by_hex else found[0], text))  # fmt: skip
 
 
+@cache
 def bundle() -> str:
     """Vega-Embed as one script that sets `window.vegaEmbed`; Vega itself is not exported by this bundler (null)."""
     import vl_convert

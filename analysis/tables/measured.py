@@ -16,7 +16,8 @@ SIXTEEN_BIT = ("bf16", "fp16")
 """Formats of one size: rows of either stand for both."""
 
 COLUMNS = (
-    "run_id", "point_id", "environment_id", "repeat", "started_unix_s", "status", "model", "quantization",
+    "run_id", "point_id", "colocation_id", "environment_id", "repeat", "started_unix_s", "status", "model",
+    "quantization",
     "kv_pool_mode", "max_model_len", "effective_max_model_len", "effective_max_num_seqs", "gpu_memory_utilization",
     "effective_max_num_batched_tokens", "kv_cache_dtype", "enforce_eager", "tensor_parallel_size", "extra_args",
     "pipeline_parallel_size", "cpu_offload_gb", "quantization_applied", "weights_bytes", "activation_peak_bytes",
@@ -151,6 +152,8 @@ def _unusable(row: Row, gpu: str, vllm_version: str) -> str | None:
     """Why a row may not stand in the table, in words."""
     if row.get("status") not in rows.STARTED:
         return "the engine did not start"
+    if row.get("colocation_id") is not None:
+        return "other engines ran on the device at once"
     if row.get("device_kind") != "cuda":
         return "not measured on a GPU"
     device = gpus.of_device(row.get("device_name"), row.get("device_memory_total_bytes"))

@@ -142,6 +142,8 @@ def read(engines: Iterable[Mapping[str, Any]], workloads: Iterable[Mapping[str, 
 
 def unusable(start: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
     """Why a row cannot stand for the engine's own speed; None if it can."""
+    if start.get("colocation_id") is not None or row.get("colocation_id") is not None:
+        return "other engines ran on the device at once"
     # An engine's own flags repeat those of all its workloads; of them only what concerns the whole start counts here.
     flags = set(row.get("flags") or ()) | (set(start.get("flags") or ()) & WHOLE_START)
     if start.get("status") != "ok" or row.get("status") != "ok" or (row.get("failed") or 0) > 0:
@@ -151,6 +153,8 @@ def unusable(start: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
     for flag, why in SPOILT.items():
         if flag in flags:
             return why
+    if row.get("knee_trial") is not None:
+        return "a trial of a knee search: short, and driven until it breaks"
     if row.get("pattern") not in _CLOSED:
         return "open loop: its concurrency is not a setting"
     if row.get("input_tokens_json") or row.get("output_tokens_json") or (row.get("shared_prefix_ratio") or 0) > 0:

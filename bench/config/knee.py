@@ -35,9 +35,9 @@ class KneeConfig:
     tolerance: float = 0.1
     """Stop when the lowest load that broke is within this share of the highest that held."""
     max_trials: int = 12
-    """Trials at most, the confirming one included."""
+    """Trials at most, the confirming ones included."""
     confirm: bool = True
-    """Try the answer once more with other prompts; if it does not hold again, the search goes on below it."""
+    """Try both ends of the answer once more with other prompts; where two trials of one disagree, a third decides."""
     slo: dict[str, float] = field(default_factory=dict)
     """Objective by column of the workloads table, such as {ttft_p99_s: 0.5, tpot_p99_s: 0.05}; seconds are upper
     limits, `goodput_share` is a lower one. All must hold."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.config.checks import one_of, positive, require
+from bench.config.colocate import ColocateConfig
 from bench.config.device import DeviceConfig, TelemetryConfig
 from bench.config.engine import EngineConfig
 from bench.config.model import ModelConfig, QuantizationConfig
@@ -13,6 +14,7 @@ from bench.config.workload import WorkloadConfig
 
 LAUNCHERS = ("auto", "warm", "spawn")
 RERUNS = ("transient", "failed", "all")
+ON_OOM = ("record", "mitigate")
 
 
 @dataclass
@@ -50,6 +52,12 @@ class BenchConfig:
     every `failed` one, or `all`."""
     prune: bool = True
     """Record points that cannot fit as pruned instead of starting them."""
+    on_oom: str = "record"
+    """What follows a start that failed for memory, or was pruned for it: nothing (`record`), or a walk down the ladder
+    of changes predicted to work, the least harmful first, each an engine start of its own, until one works
+    (`mitigate`)."""
+    max_rungs: int = 4
+    """Most rungs of one such walk."""
     dry_run: bool = False
     """List the points in the order they would run, start nothing."""
     engine_log: bool = True
@@ -58,6 +66,9 @@ class BenchConfig:
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    colocate: ColocateConfig = field(default_factory=ColocateConfig)
+    """Several engines at once instead of the one above, whose model, quantization, engine and workload then say
+    nothing."""
     device: DeviceConfig = field(default_factory=DeviceConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
@@ -67,6 +78,12 @@ class BenchConfig:
         positive("repeats", self.repeats)
         one_of("launcher", self.launcher, LAUNCHERS)
         one_of("rerun", self.rerun, RERUNS)
+        one_of("on_oom", self.on_oom, ON_OOM)
+        positive("max_rungs", self.max_rungs)
+        require(
+            self.on_oom == "record" or not self.colocate.active, "on_oom", self.on_oom,
+            "answers a single engine that does not fit; for several at once ask `python -m analysis plan`",
+        )  # fmt: skip
         plain = self.set and all(c.isalnum() or c in "._-" for c in self.set) and not self.set.startswith(".")
         require(bool(plain), "set", self.set, "name a result set in letters, digits, '.', '_' and '-' alone")
 

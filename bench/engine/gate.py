@@ -77,15 +77,19 @@ def end_orphans() -> list[int]:
     return ended
 
 
-def wait_clean(kind: str, device: DeviceConfig) -> GateReport:
-    """Wait until the device holds nothing that is not expected, at most `device.gate_timeout_s`."""
+def wait_clean(kind: str, device: DeviceConfig, beside: frozenset[int] = frozenset()) -> GateReport:
+    """Wait until the device holds nothing that is not expected, at most `device.gate_timeout_s`.
+
+    `beside`: processes that are meant to be there, the engines of the same group. With them the memory in use says
+    nothing about strangers, and only processes are looked at.
+    """
     began = time.monotonic()
     if kind == "cpu":
         return GateReport(time.monotonic() - began, True)
     with open_nvml() as nvml:
         gpus = gpus_of(nvml, device)
         while True:
-            sentence, foreign = _obstacle(gpus, device.gate_tolerance_mib * 2**20)
+            sentence, foreign = _obstacle(gpus, device.gate_tolerance_mib * 2**20, beside)
             waited = time.monotonic() - began
             if not sentence:
                 return GateReport(waited, True)
@@ -95,12 +99,20 @@ def wait_clean(kind: str, device: DeviceConfig) -> GateReport:
             time.sleep(0.1)
 
 
-def _obstacle(gpus: list[Device], tolerance_bytes: int) -> tuple[str, tuple[int, ...]]:
+def device_pids(device: DeviceConfig) -> frozenset[int]:
+    """Processes on the GPUs of a request now, as the driver numbers them."""
+    with open_nvml() as nvml:
+        return frozenset(process.pid for gpu in gpus_of(nvml, device) for process in gpu.processes() or ())
+
+
+def _obstacle(
+    gpus: list[Device], tolerance_bytes: int, beside: frozenset[int] = frozenset()
+) -> tuple[str, tuple[int, ...]]:
     for gpu in gpus:
-        pids = tuple(process.pid for process in gpu.processes() or ())
+        pids = tuple(process.pid for process in gpu.processes() or () if process.pid not in beside)
         if pids:
             return f"GPU {gpu.index} is used by process(es) {', '.join(map(str, pids))}", pids
-        memory = gpu.memory()
+        memory = None if beside else gpu.memory()
         if memory is not None and memory.used_bytes > tolerance_bytes:
             return (
                 f"GPU {gpu.index} has {memory.used_bytes / 2**20:.0f} MiB in use, more than "

@@ -10,10 +10,12 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING
 
 from bench.load.prompts import derive_seed
+from bench.load.tokenfile import find_file
 from bench.load.traces import read_trace
 
 if TYPE_CHECKING:
@@ -44,7 +46,9 @@ class Pattern:
 
     def total(self, spec: LoadSpec) -> int | None:
         """Number of requests; None where only the time ends them."""
-        by_time = [] if spec.duration_s is None else [max(1, round(self.expected(spec, spec.duration_s)))]
+        by_time = []
+        if spec.duration_s is not None:  # far beyond what a specification allows, but still a number
+            by_time.append(max(1, round(min(self.expected(spec, spec.duration_s), 1e18))))
         return min(by_time + ([] if spec.num_requests is None else [spec.num_requests]))
 
     def expected(self, spec: LoadSpec, duration_s: float) -> float:
@@ -148,19 +152,30 @@ class Replay(Pattern):
     needs = ("trace_file",)
     takes = ("concurrency", "trace_speed", "trace_time_unit")
 
-    def arrivals(self, spec: LoadSpec) -> list[Arrival]:
+    def arrivals(self, spec: LoadSpec) -> Sequence[Arrival]:
         assert spec.trace_file is not None
-        trace = read_trace(spec.trace_file, spec.trace_time_unit)
-        found = []
-        for offset_s, inputs, outputs in zip(trace.offsets_s, trace.input_tokens, trace.output_tokens, strict=True):
-            due_s = offset_s / spec.trace_speed
-            if spec.duration_s is not None and due_s >= spec.duration_s:
-                break
-            found.append(Arrival(round(due_s * 1e9), inputs, outputs))
-        return found[: spec.num_requests]
+        status = find_file("trace_file", spec.trace_file).stat()
+        return _replayed(
+            spec.trace_file, (status.st_mtime_ns, status.st_size), spec.trace_time_unit, spec.trace_speed,
+            spec.duration_s, spec.num_requests,
+        )  # fmt: skip
 
     def total(self, spec: LoadSpec) -> int:
         return len(self.arrivals(spec))
+
+
+@lru_cache(maxsize=4)  # asked for often, and a trace may have a million rows
+def _replayed(
+    path: str, _version: tuple[int, int], unit: str, speed: float, duration_s: float | None, num_requests: int | None
+) -> Sequence[Arrival]:
+    trace = read_trace(path, unit)
+    found = []
+    for offset_s, inputs, outputs in zip(trace.offsets_s, trace.input_tokens, trace.output_tokens, strict=True):
+        due_s = offset_s / speed
+        if duration_s is not None and due_s >= duration_s:
+            break
+        found.append(Arrival(round(due_s * 1e9), inputs, outputs))
+    return tuple(found[:num_requests])
 
 
 PATTERNS: dict[str, Pattern] = {

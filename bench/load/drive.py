@@ -219,9 +219,10 @@ class _OpenLoop(_Run):
 
     async def send_all(self, alarm: Alarm) -> None:
         room, running = asyncio.Event(), set[asyncio.Task[None]]()
+        released_ns = 0  # when the cap last let a request through: none overtakes those before it
         try:
             while (job := self.jobs.take()) is not None:
-                due_ns = released_ns = self.start_ns + job.request.due_ns
+                due_ns = self.start_ns + job.request.due_ns
                 await self._wait_until(due_ns, alarm)
                 while self.plan.slots and self.tally.in_flight >= self.plan.slots and not self.tally.abort_reason:
                     room.clear()

@@ -29,6 +29,8 @@ FLAGS: dict[str, str] = {
     "few_samples_p99": "Fewer than 100 completed requests: p99 per request is hardly more than the maximum.",
     "prompt_tokens_mismatch": "The engine counted other prompt lengths than were sent.",
     "prefix_cache_hits": "Unique prompts were partly answered from the prefix cache; prefill looks too fast.",
+    "shared_prefix_unused": "Prompts share a beginning, but none of it came from the prefix cache: it is off, or the "
+                            "part is shorter than a block.",
     "preemptions": "The engine preempted requests: its KV cache was too small for this load.",
     "coalesced_tokens": "Tokens came several at a time; the gaps between them are averages.",
     "resends": "Requests were sent again because the server had closed their kept-alive connection.",
@@ -72,6 +74,7 @@ def flags_of(result: LoadResult) -> list[str]:
         "few_samples_p99": 0 < len(ok) < 100,
         "prompt_tokens_mismatch": any(record.prompt_tokens not in (None, record.input_tokens) for record in ok),
         "prefix_cache_hits": spec.shared_prefix_ratio == 0 and (result.engine.prefix_cache_hits_tokens or 0) > 0,
+        "shared_prefix_unused": spec.shared_prefix_ratio > 0 and result.engine.prefix_cache_hits_tokens == 0,
         "preemptions": (result.engine.num_preemptions or 0) > 0,
         "coalesced_tokens": (result.tokens_per_chunk or 1.0) > COALESCED_LIMIT,
         "resends": result.resends > 0,

@@ -19,6 +19,7 @@ import httptools
 from bench.load.wire import Target
 
 ERROR_BODY_CHARS = 2000
+ERROR_BODY_BYTES = 4 * ERROR_BODY_CHARS  # kept of an answer that is no stream, and the piece they end in
 
 
 @dataclass(slots=True)
@@ -150,9 +151,13 @@ class Stream(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         exchange = self.exchange
-        if exchange is not None:
-            exchange.arrivals_ns.append(self._now_ns)
-            exchange.pieces.append(body)
+        if exchange is None:
+            return
+        if exchange.status != 200 and exchange.body_bytes >= ERROR_BODY_BYTES:  # a page that may have no end
+            exchange.arrivals_ns[-1] = self._now_ns
+            return
+        exchange.arrivals_ns.append(self._now_ns)
+        exchange.pieces.append(body)
 
     def on_message_complete(self) -> None:
         exchange = self.exchange

@@ -111,7 +111,8 @@ class Watchdog:
             skipped = late_s > LATE_S and not skipped
             if not skipped:
                 self._sweep(tally.abort_reason)
-            if time.perf_counter() >= next_poll_s:
+            # A loop's timers are rounded: a tick a little early must not put the poll off by a whole one.
+            if time.perf_counter() >= next_poll_s - self._tick_s / 2:
                 next_poll_s = time.perf_counter() + POLL_INTERVAL_S
                 tally.abort_reason = tally.abort_reason or self.ask_abort()
                 self.report(tally)

@@ -92,7 +92,7 @@ def request_token_ids(
     Request ``index`` belongs to group ``index % prefix_groups``. A shorter prompt's prefix is the beginning of a longer
     one's. Without a shared part this is :func:`prompt_token_ids`.
     """
-    shared = int(input_tokens * shared_prefix_ratio)
+    shared = int(input_tokens * shared_prefix_ratio + 1e-9)  # 100 * 0.29 is a little below 29
     if not shared:
         return prompt_token_ids(seed, index, input_tokens, vocab_size)
     prefix = prefix_token_ids(seed, index % prefix_groups, shared, vocab_size)

@@ -91,6 +91,7 @@ def to_record(
     if streamed:
         parsed = parse_stream(exchange.pieces, exchange.arrivals_ns, ended=not exchange.failure)
     outcome, error = _judge(exchange, parsed, request.output_tokens)
+    error = error.encode(errors="replace").decode()  # JSON may hold half a surrogate pair, which no file takes
     return RequestRecord(
         index=request.index,
         slot=slot,
@@ -140,5 +141,5 @@ def _message(body: str) -> str:
     try:
         error = json.loads(body)["error"]
         return str(error["message"]) if isinstance(error, dict) else str(error)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return body.strip() or "(empty body)"

@@ -15,6 +15,7 @@ from bench.load.traces import TIME_UNITS
 SLO_METRICS = ("ttft", "tpot", "itl", "e2e")
 MAX_WORKERS = 64
 MAX_REQUESTS = 10_000_000
+MIN_RATE_PER_S = 1e-6  # a request in eleven days
 WARMUP_CONCURRENCY = 32
 
 _PATTERN_FIELDS = {  # setting of single patterns -> its value where it says nothing
@@ -85,6 +86,8 @@ class LoadSpec:
             raise BadRequest(f"pattern={self.pattern}: choose one of {', '.join(PATTERNS)}")
         for name in ("concurrency", "num_requests", "duration_s", "rate_per_s", "rate_end_per_s"):
             self._check_number(name, above=0, whole=name in ("concurrency", "num_requests"), optional=True)
+        for name in ("rate_per_s", "rate_end_per_s"):
+            self._check((getattr(self, name) or 1.0) >= MIN_RATE_PER_S, name, f"must be {MIN_RATE_PER_S:g} or more")
         for name in ("burstiness", "trace_speed", "top_p", "timeout_s", "stall_timeout_s"):
             self._check_number(name, above=0)
         for metric in SLO_METRICS:
@@ -102,7 +105,7 @@ class LoadSpec:
         self._check_pattern()
         # Reading them is checking them; a trace is read too, so that a wrong file shows before an engine starts.
         _ = self.input_lengths, self.output_lengths
-        if self.kind.brings_lengths and not list(self.kind.arrivals(self)):
+        if self.kind.brings_lengths and not self.total:
             raise BadRequest(f"trace_file={self.trace_file}: no request of it falls into duration_s={self.duration_s}")
         if (self.total or 0) > MAX_REQUESTS:
             what = "num_requests" if self.duration_s is None else "duration_s"
@@ -133,7 +136,7 @@ class LoadSpec:
         """Output lengths."""
         return parse_lengths("output_tokens", self.output_tokens)
 
-    @cached_property
+    @property
     def _trace_tokens(self) -> list[tuple[int, int]]:
         found = self.kind.arrivals(self) if self.kind.brings_lengths else ()
         return [(arrival.input_tokens or 0, arrival.output_tokens or 0) for arrival in found]

@@ -16,6 +16,7 @@ except ImportError:  # vLLM brings it; without it reading takes three times as l
 
 _EVENT_END = re.compile(rb"\n\n|\r\n\r\n|\r\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_COUNT_LIMIT = 1 << 31  # what an `array("i")` holds; no count of tokens comes near it
 
 
 @dataclass(slots=True)
@@ -63,7 +64,7 @@ def parse_stream(pieces: Sequence[bytes], arrivals_ns: Sequence[int], *, ended: 
             continue
         try:
             chunk = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter where it is nested without end
             parsed.problem = f"Event {counter.events + 1} of the stream is not JSON: {data[:80]!r}."
             return parsed
         counter.take(chunk, arrival_ns)
@@ -85,7 +86,7 @@ if msgspec is not None:
     class _Chunk(msgspec.Struct):
         choices: list[_Choice]
         usage: _Usage | None = None
-        error: Any = msgspec.UNSET
+        error: Any = None
 
     _decode = msgspec.json.Decoder(_Chunk).decode
 else:
@@ -107,13 +108,13 @@ class _TokenCounter:
             return False
         try:
             chunk = _decode(data)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return False
         usage, parsed = chunk.usage, self._parsed
-        if usage is None or len(chunk.choices) != 1 or chunk.error is not msgspec.UNSET:
+        if usage is None or len(chunk.choices) != 1 or chunk.error is not None:
             return False
         tokens = usage.completion_tokens - parsed.output_tokens
-        if tokens <= 0 or usage.prompt_tokens < 0:
+        if tokens <= 0 or not 0 <= usage.prompt_tokens < _COUNT_LIMIT > usage.completion_tokens:
             return False
         self.events += 1
         parsed.prompt_tokens = usage.prompt_tokens
@@ -129,8 +130,7 @@ class _TokenCounter:
         if not isinstance(chunk, dict):
             parsed.problem = f"Event {self.events} of the stream is not an object: {str(chunk)[:80]!r}."
             return
-        if "error" in chunk:
-            error = chunk["error"]
+        if (error := chunk.get("error")) is not None:
             message = error.get("message") if isinstance(error, dict) else None
             parsed.server_error = str(message or error)
             return
@@ -188,7 +188,7 @@ class _TokenCounter:
 
 def _count(usage: dict[str, Any] | None, name: str) -> int | None:
     value = usage.get(name) if usage else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _COUNT_LIMIT else None
 
 
 def _events(pieces: Sequence[bytes], arrivals_ns: Sequence[int], ended: bool) -> Iterator[tuple[int, bytes]]:

@@ -15,6 +15,9 @@ With few requests the rule likes to cut off an early burst, so at least 50 are a
 at an idle engine the rate in the window is then 2 % below the true one on average (0.5 % with 100, 0.2 % with 400; with
 20 it would be 9 %).
 
+Neither window goes on past the last request that went well, nor, in a run that was called off, past the first due time
+of a request that was cut short: its tokens count nowhere, and the rate after that would be too low.
+
 A ramp has no steady state by intention; its rule is ``none``.
 """
 
@@ -59,18 +62,22 @@ def closed_loop_window(records: Sequence[RequestRecord], slots: int) -> SteadyWi
         ran_out[record.slot] = max(record.end_ns, ran_out.get(record.slot, 0))
         if record.first_token_ns is not None:
             began[record.slot] = min(record.first_token_ns, began.get(record.slot, record.first_token_ns))
-    if not began or len(began) < slots:
+    last_ns = _counted_until_ns(records)
+    if not began or len(began) < slots or last_ns is None:
         return SteadyWindow(rule)
-    begin_ns, end_ns = max(began.values()), min(ran_out.values())
+    begin_ns, end_ns = max(began.values()), min([last_ns, *ran_out.values()])
     return SteadyWindow(rule, begin_ns, end_ns) if end_ns > begin_ns else SteadyWindow(rule)
 
 
 def open_loop_window(records: Sequence[RequestRecord]) -> SteadyWindow:
     """The time in which the requests in flight had levelled off."""
     rule = "mser5_in_flight"
-    if len(records) < MIN_REQUESTS:
+    last_ns = _counted_until_ns(records)
+    counted = [r.scheduled_ns for r in records if r.outcome != "aborted"]
+    due_ns = [due for due in counted if last_ns is not None and due <= last_ns]
+    if len(due_ns) < MIN_REQUESTS:
         return SteadyWindow(rule)
-    begin_ns, end_ns = min(r.scheduled_ns for r in records), max(r.scheduled_ns for r in records)
+    begin_ns, end_ns = min(due_ns), max(due_ns)
     if end_ns <= begin_ns:
         return SteadyWindow(rule)
     level = in_flight(records, begin_ns, end_ns, BINS)
@@ -113,6 +120,13 @@ def drifts(series: npt.NDArray[np.float64]) -> bool:
     error = float(np.sqrt(rest @ rest / (len(x) - 2) / (x @ x)))
     significant = abs(slope) > DRIFT_T * error
     return significant and abs(slope) * len(x) > DRIFT_SHARE * float(batches.mean())
+
+
+def _counted_until_ns(records: Sequence[RequestRecord]) -> int | None:
+    """Until when all that was under way also counted; None where nothing did."""
+    last_ns = max((r.end_ns for r in records if r.outcome == "ok"), default=None)
+    cut_short_ns = [r.scheduled_ns for r in records if r.outcome == "aborted"]
+    return None if last_ns is None else min([last_ns, *cut_short_ns])
 
 
 def _hinges(points: npt.NDArray[np.float64], at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

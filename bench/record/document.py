@@ -14,8 +14,9 @@ INTRODUCTION = """# Result sets
 
 <!-- Written by `python -m bench.record.document`; edit bench/record instead. -->
 
-A result set is a folder: `results/<set>/{engines,workloads,requests,samples}/<run>.parquet`, one file per engine start
-and table, and `logs/<run>.log`, the engine's own log. Files are written whole and never edited. Read a table as one:
+A result set is a folder: `results/<set>/{engines,workloads,requests,samples,colocations}/<run>.parquet`, one file per
+engine start and table, and `logs/<run>.log`, the engine's own log. Files are written whole and never edited. Read a
+table as one:
 
     import pandas
     engines = pandas.read_parquet("results/cpu/engines")
@@ -24,6 +25,9 @@ and table, and `logs/<run>.log`, the engine's own log. Files are written whole a
 - **workloads**: one row per workload on a live engine; of a knee search one row per trial.
 - **requests**: one row per request, for workloads with `save_requests: true`; no folder where none asked for it.
 - **samples**: the telemetry timeline.
+- **colocations**: one row per group of engines that ran on one device at once; no folder where there was none. Its
+  engines and loads are rows of the tables above with `colocation_id` set: they are not engines alone, and whoever
+  fits or compares leaves them aside.
 
 Schema version {version}, in the metadata of every file; unit and meaning are in each field's metadata. Older files stay
 as they are: a set may hold several versions, and a column that a file lacks is null. `analysis.rows.read_table` reads

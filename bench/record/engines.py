@@ -34,6 +34,32 @@ OUTCOME = Group(
     ),
 )  # fmt: skip
 
+MITIGATION = Group(
+    "Rung of a walk that answers a start that failed for memory (null elsewhere); otherwise a point like any other",
+    (
+        text("mitigates_run_id", "The start that failed, or was pruned"),
+        count("mitigation_rung", "Number of this rung in its walk, from 1"),
+        text("mitigation_name", "Kind of change"),
+        text("mitigation_change", "What was changed of the failed start's settings"),
+        text("mitigation_cost", "What the change costs"),
+        size("mitigation_gain_bytes", "Memory that it was predicted to free"),
+        size("mitigation_short_bytes", "Memory that was short, as known before this rung (measured, or predicted for "
+             "a pruned point); null where no failure said how much"),
+    ),
+)  # fmt: skip
+
+COLOCATION = Group(
+    "Place in a group of engines on one device at once (null for an engine alone, whose terms these rows are not)",
+    (
+        text("colocation_id", "The run of the group: run_id of the colocations table"),
+        text("colocation", "Name of the group"),
+        text("colocation_point_id", "Hash of all that runs at once, this engine among it"),
+        text("colocation_member", "Name of this engine in it"),
+        count("colocation_position", "Its place in the order of start, from 0"),
+        count("colocation_members", "Engines of the group"),
+    ),
+)
+
 CONFIGURATION = Group(
     "Configuration, as requested (null: vLLM's own default)",
     (
@@ -221,5 +247,6 @@ ENVIRONMENT = Group(
 )
 
 ENGINES = (
-    IDENTITY, OUTCOME, CONFIGURATION, ENGINE, STARTUP, MEMORY_TERMS, EXPECTATION, DEVICE_MEMORY, TELEMETRY, ENVIRONMENT,
+    IDENTITY, OUTCOME, MITIGATION, COLOCATION, CONFIGURATION, ENGINE, STARTUP, MEMORY_TERMS, EXPECTATION,
+    DEVICE_MEMORY, TELEMETRY, ENVIRONMENT,
 )  # fmt: skip

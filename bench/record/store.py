@@ -1,4 +1,4 @@
-"""A result set on disk: `results/<set>/{engines,workloads,requests,samples}/<run_id>.parquet`, append-only."""
+"""A result set on disk, append-only: `results/<set>/{engines,workloads,requests,samples,colocations}/*.parquet`."""
 
 from __future__ import annotations
 
@@ -65,10 +65,17 @@ class ResultSet:
             if rows:
                 self._write_table(table, run_id, rows)
 
+    def write_group(self, row: dict[str, Any], workloads: Iterable[dict], requests: Iterable[dict] = ()) -> None:
+        """Write one group of engines, whose own rows are written; see `write`."""
+        for table, rows in {"requests": list(requests), "workloads": list(workloads), "colocations": [row]}.items():
+            if rows:
+                self._write_table(table, row["run_id"], rows)
+
     def recorded(self) -> list[Recorded]:
-        """Every engine start of this set. A file that cannot be read is reported by name, not skipped."""
+        """Every engine start and every group. A file that cannot be read is reported by name, not skipped."""
         rows = []
-        for path in sorted((self.root / "engines").glob("*.parquet")):
+        groups = sorted((self.root / "colocations").glob("*.parquet"))
+        for path in [*sorted((self.root / "engines").glob("*.parquet")), *groups]:
             try:
                 check_schema_version(path)
                 row = pq.read_table(path, columns=[f for f in Recorded.__dataclass_fields__], partitioning=None)
@@ -77,6 +84,16 @@ class ResultSet:
                 raise StoreError(f"{path}: not a readable engines file ({_first_line(error)}); "
                                  "move it out of the set to go on") from error  # fmt: skip
         return rows
+
+    def engine(self, run_id: str) -> dict[str, Any]:
+        """The row of one engine start."""
+        path = self.root / "engines" / f"{run_id}.parquet"
+        try:
+            row: dict[str, Any] = pq.read_table(path, partitioning=None).to_pylist()[0]
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise StoreError(f"{path}: not a readable engines file ({_first_line(error)}); "
+                             "move it out of the set to go on") from error  # fmt: skip
+        return row
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """All rows of a table as dictionaries, for summaries of a set of modest size; a column that a file of an older

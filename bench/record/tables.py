@@ -5,13 +5,16 @@ The columns stand in the modules beside this one, one a table: change a column t
 Schema history:
   1  first version: engines, workloads, samples
   2  workloads: load patterns, length distributions, the steady window and its latencies, goodput, the client's
-     self-check, the engine's counters and energy over the same window, knee searches; requests: a new, optional table
+     self-check, the engine's counters and energy over the same window, knee searches; requests: a new, optional table;
+     colocations: a new, optional table, and the place in a group in engines and workloads; engines: rungs of walks that
+     answer a start that failed for memory; workloads: drift of memory
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
+from bench.record.colocations import COLOCATIONS
 from bench.record.engines import ENGINES
 from bench.record.fields import Group
 from bench.record.requests import REQUESTS
@@ -23,9 +26,10 @@ SCHEMA_VERSION = 2
 
 TABLES: dict[str, tuple[Group, ...]] = {
     "engines": ENGINES, "workloads": WORKLOADS, "requests": REQUESTS, "samples": SAMPLES,
+    "colocations": COLOCATIONS,
 }  # fmt: skip
 
-OPTIONAL = frozenset({"requests"})
+OPTIONAL = frozenset({"requests", "colocations"})
 """Tables that a set has only where they were asked for."""
 
 

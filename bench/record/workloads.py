@@ -43,6 +43,21 @@ IDENTITY = Group(
     ),
 )
 
+COLOCATION = Group(
+    "A stream of a group of engines (null elsewhere); the ratios stand on rows of streams driven together",
+    (
+        text("colocation_id", "The run of the group: run_id of the colocations table"),
+        text("colocation_member", "The engine it went to; a+b where the rules deal it out, and run_id is the group's"),
+        text("colocation_mode", "direct (alone, past the router) | alone (through it) | together (all at once)"),
+        count("colocation_repeat", "Which turn of alone and together, from 0"),
+        number("colocation_overlap", "1", "Share of this stream's time in which all the others were under way too"),
+        number("interference_output_tokens_per_s", "1", "Output tokens/s together over those alone, of the same turn"),
+        number("interference_ttft_p50", "1", "TTFT p50 together over alone"),
+        number("interference_tpot_p50", "1", "TPOT p50 together over alone"),
+        number("interference_e2e_p50", "1", "E2E p50 together over alone"),
+    ),
+)
+
 LOAD = Group(
     "Load, as asked",
     (
@@ -197,6 +212,35 @@ CLIENT = Group(
     ),
 )
 
+
+
+def _drift(name: str, what: str) -> tuple[Field, ...]:
+    meanings = {"": "Slope over the load", "late_": "Slope over its second half"}
+    return (
+        text(f"drift_{name}_verdict", f"{what}: leak | levels_off | flat | undecided"),
+        text(f"drift_{name}_metric", "The column of the samples table it was found in"),
+        size(f"drift_{name}_first_bytes", "Level at first"),
+        size(f"drift_{name}_growth_bytes", "Level at the end less that"),
+        *(
+            number(f"drift_{name}_{part}slope{end}_bytes_per_s", "B/s", meaning + said)
+            for part, meaning in meanings.items()
+            for end, said in (("", " (Theil-Sen)"), ("_low", ": low end of its 95 % interval"), ("_high", ": high end"))
+        ),
+    )
+
+
+DRIFT = Group(
+    "Memory over time, of loads with a stated duration_s (not of ramps, traces and knee searches)",
+    (
+        text("drift_verdict", "The worse of the two: leak (the second half still grows) | undecided | levels_off (it "
+             "grew and stopped) | flat"),
+        seconds("drift_seconds", "Time from the first to the last sample of the load"),
+        number("drift_least_bytes_per_s", "B/s", "Growth that was worth naming"),
+        *_drift("host", "Resident memory of the engine's process tree"),
+        *_drift("device", "Memory of the engine's GPUs together, null without one"),
+    ),
+)  # fmt: skip
+
 KNEE = Group(
     "Knee search (null elsewhere); the last six are equal on all trials of a search",
     (
@@ -215,4 +259,4 @@ KNEE = Group(
     ),
 )
 
-WORKLOADS = (IDENTITY, LOAD, OUTCOME, THROUGHPUT, LATENCY, STEADY, ENGINE, MACHINE, CLIENT, KNEE)
+WORKLOADS = (IDENTITY, COLOCATION, LOAD, OUTCOME, THROUGHPUT, LATENCY, STEADY, ENGINE, MACHINE, CLIENT, DRIFT, KNEE)

@@ -51,7 +51,7 @@ class Router:
     def app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.cleanup_ctx.append(self._life)
-        for prefix in ("", "/task/{task}"):
+        for prefix in ("", "/task/{task}", "/words/{words}", "/task/{task}/words/{words}"):
             for path in ("completions", "chat/completions", "embeddings"):
                 app.router.add_post(f"{prefix}/v1/{path}", self._forward)
             app.router.add_get(f"{prefix}/v1/models", self._models)
@@ -72,7 +72,7 @@ class Router:
         if not isinstance(body, dict):
             return _error(400, "the body is not a JSON object", "invalid_request_error")
         task = request.match_info.get("task") or request.headers.get(TASK_HEADER)
-        names = self._rules.candidates(Asked.of(body, task))
+        names = self._rules.candidates(Asked.of(body, task, request.match_info.get("words", "")))
         if not names:
             self.unrouted += 1
             return _error(404, f"no rule answers model {body.get('model')!r}, task {task!r}", "not_found_error")

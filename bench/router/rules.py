@@ -19,10 +19,10 @@ class Asked:
     text: str
 
     @classmethod
-    def of(cls, body: Mapping[str, Any], task: str | None) -> Asked:
-        """From the JSON body of a completions, chat or embeddings request."""
+    def of(cls, body: Mapping[str, Any], task: str | None, words: str = "") -> Asked:
+        """From the JSON body of a completions, chat or embeddings request. `words` stand for a prompt of token ids."""
         model = body.get("model")
-        return cls(task, model if isinstance(model, str) else None, _text(body))
+        return cls(task, model if isinstance(model, str) else None, f"{words} {_text(body)}".strip())
 
 
 Rule = Callable[[Asked], Sequence[str]]

@@ -97,6 +97,34 @@ def test_out_of_memory_is_a_row_with_the_last_memory_reading(measured):
     assert row["weights_bytes"] == pytest.approx(14.25 * GIB, abs=0.01 * GIB)
 
 
+def test_an_oom_that_no_rung_cures_is_walked_down_to_the_limit_and_no_further(measured):
+    done, rows = measured("on_oom=mitigate", "max_rungs=2", FAKE_ENGINE_FAILS="oom")
+    assert done.returncode == 1
+    failed, first, second = sorted(rows, key=lambda row: row["started_unix_s"])
+    assert {row["failure_cause"] for row in rows} == {"out_of_memory"}
+    assert (failed["mitigates_run_id"], failed["shortfall_bytes"]) == (None, GIB)
+    assert [row["mitigates_run_id"] for row in (first, second)] == [failed["run_id"]] * 2
+    assert (first["mitigation_rung"], first["quantization"]) == (1, "fp8"), "nothing gentler shrinks what is loaded"
+    # The first was to free so much and lacked a GiB again: so much more was short, and the next must free that.
+    assert second["mitigation_short_bytes"] == first["mitigation_gain_bytes"] + GIB
+    assert second["mitigation_gain_bytes"] > second["mitigation_short_bytes"]
+    assert "nothing tried works" in done.stdout and "that is max_rungs=2" in done.stdout
+    done, again = measured("on_oom=mitigate", "max_rungs=2", FAKE_ENGINE_FAILS="oom")
+    assert len(again) == 3 and "1 recorded before, 0 to start" in done.stderr
+
+
+def test_a_load_that_is_held_has_a_drift_of_host_and_device(measured, tmp_path):
+    held = "{name:soak,concurrency:2,duration_s:3,warmup_requests:2,input_tokens:16,output_tokens:4}"
+    done, _ = measured("engine.kv_cache_memory_bytes=4GiB", f"workload.points=[{held}]", "workload.name=soak")
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "r/s/workloads").glob("*.parquet")
+    (load,) = pq.read_table(file, partitioning=None).to_pylist()
+    assert load["drift_device_verdict"] in ("flat", "levels_off") and load["drift_host_verdict"]
+    assert load["drift_device_metric"] == "process_memory_used_bytes"
+    assert load["drift_device_first_bytes"] >= (0.5 + 14.25 + 0.6 + 4) * GIB
+    assert "soak, device memory over 3 s" in done.stdout
+
+
 def test_a_foreign_process_on_the_gpu_stops_the_run_at_the_gate_and_it_is_tried_again(measured, gpu):
     gpu[0].gpu(0, used=3 * GIB, compute={1: 3 * GIB})
     done, (row,) = measured("device.gate_timeout_s=0.3")

@@ -9,6 +9,7 @@ from bench.config import BenchConfig, ModelConfig, WorkloadConfig, WorkloadPoint
 from bench.config.knee import KneeConfig
 from bench.engine.failure import Failure
 from bench.engine.server import ServerError
+from bench.load import drive
 from bench.outcome import Outcome
 from bench.record.tables import table_schema
 from bench.workload_run import WorkloadRun, trial_spec
@@ -90,7 +91,8 @@ def test_a_knee_that_breaks_fails_no_engine_start(sim):
     knee = KneeConfig(axis="rate", low=20, trial_s=0.2, slo=objective)
     engine = Engine(sim, WorkloadPoint("knee", pattern="constant", rate_per_s=20, num_requests=4, knee=knee, **SMALL))
     engine.run()
-    (row,) = engine.outcome.workloads
+    row, again = engine.outcome.workloads
+    assert again["knee_value"] == 20 and again["run_seed"] != row["run_seed"], "the break is tried once more"
     assert (row["knee_met"], row["knee_outcome"], row["knee_lowest_broken"]) == (False, "below", 20)
     assert row["knee_reason"].startswith("ttft_p50_s 0.0") and row["status"] == "ok" and not row["knee_answer"]
     assert "failure_cause" not in engine.outcome.engine
@@ -106,6 +108,22 @@ def test_a_trial_without_end_is_an_answer_and_the_search_goes_on():
     assert first["knee_met"] and not second["knee_met"]
     assert second["failure_cause"] == "too_slow" and "0 of 10 requests completed (too_slow)" in second["knee_reason"]
     assert "failure_cause" not in engine.outcome.engine
+
+
+def test_a_load_this_client_cannot_make_keeps_what_was_found(sim, monkeypatch):
+    """A doubling concurrency meets the limit on open files sooner than the engine's."""
+    monkeypatch.setattr(drive, "allow_connections", lambda wanted: min(wanted, 3))
+    knee = KneeConfig(axis="concurrency", low=1, requests_per_slot=2, slo={"ttft_p50_s": 9.0})
+    engine = Engine(sim, WorkloadPoint("knee", concurrency=1, num_requests=4, knee=knee, **SMALL),
+                    WorkloadPoint("after", concurrency=1, num_requests=2, **SMALL),
+                    WorkloadPoint("wide", concurrency=4, num_requests=8, **SMALL | {"warmup_requests": 0}))  # fmt: skip
+    engine.run()
+    *trials, after, wide = engine.outcome.workloads
+    assert [(row["knee_value"], row["knee_outcome"]) for row in trials] == [(1, "at_least"), (2, "at_least")]
+    assert "4 cannot be sent: concurrency=4: this process may open only 3" in trials[-1]["knee_notes"]
+    assert after["status"] == "ok" and after["position"] == 2
+    assert wide["status"] == "failed" and wide["failure_sentence"].startswith("concurrency=4: this process may open")
+    assert engine.outcome.engine["status"] == "memory_only" and engine.phases[-1] == "ready"
 
 
 def test_an_engine_that_dies_ends_the_search_and_the_list(sim):

@@ -26,7 +26,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for run_id in engines[engines.model.isin(["tiny-llama", "tiny-qwen2"])].run_id:
             shutil.copy(REFERENCE / table / f"{run_id}.parquet", folder / "set" / table)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sections, "_calculator", lambda: None)  # has browser tests of its own
+        patch.setattr(sections, "begin_calculator", lambda workers: lambda: None)  # has browser tests of its own
         assert cli.main(["report", str(folder / "set"), "--out", str(folder / "index.html"), "--no-files"]) == 0
     return folder / "index.html"
 

@@ -49,7 +49,7 @@ def test_every_cause_of_memory_gets_a_ladder(cause):
 def test_rungs_come_in_the_order_of_least_harm():
     names = [rung.name for rung in ladder(Case.of_row(row(shortfall_bytes=GIB // 4)))]
     order = [
-        "fewer sequences", "fewer batched tokens", "no CUDA graphs", "another share of the card", "shorter requests",
+        "fewer sequences", "fewer batched tokens", "no CUDA graphs", "another share of the device", "shorter requests",
         "fp8 KV cache", "smaller weights", "weights in host memory",
     ]  # fmt: skip
     assert names == order
@@ -77,7 +77,7 @@ def test_a_working_rung_gains_the_shortfall_and_is_the_smallest_that_does():
 def test_the_share_goes_up_for_the_kv_cache_and_down_for_what_lies_beside_the_budget():
     def share(**columns):
         rungs = ladder(Case.of_row(row(shortfall_bytes=GIB // 2, **columns)))
-        return next(r for r in rungs if r.name == "another share of the card").settings["gpu_memory_utilization"]
+        return next(r for r in rungs if r.name == "another share of the device").settings["gpu_memory_utilization"]
 
     assert share() > 0.92
     assert share(failure_phase="graph_capture", failure_cause="out_of_memory") < 0.92
@@ -130,20 +130,65 @@ def test_no_length_helps_where_there_is_no_memory_for_any_block():
     assert not names["shorter requests"].works and not names["fp8 KV cache"].works
 
 
-def test_a_cpu_pool_larger_than_memory_is_answered_by_a_pool_that_fits():
-    case = Case.of_row(row(
-        "tiny-llama", "fp32", cpu=True, failure_cause="insufficient_free_memory", shortfall_bytes=40 * GIB,
-        kv_cache_memory_bytes=60 * GIB, max_model_len=1024, max_num_seqs=4, max_num_batched_tokens=256,
-        enforce_eager=True,
-    ))  # fmt: skip
+def cpu_row(**columns):
+    return row("tiny-llama", "fp32", cpu=True, **{
+        "failure_cause": "insufficient_free_memory", "shortfall_bytes": 40 * GIB, "kv_cache_memory_bytes": 60 * GIB,
+        "max_model_len": 1024, "max_num_seqs": 4, "max_num_batched_tokens": 256, "enforce_eager": True,
+        **columns,
+    })  # fmt: skip
+
+
+def test_a_cpu_pool_larger_than_memory_is_answered_by_what_can_be_used():
+    case = Case.of_row(cpu_row(kv_block_size_tokens=128))
+    best = first_working(ladder(case))
+    assert best is not None and best.name == "no more KV cache than can be used"
+    # 4 requests of 8 blocks and the null block, at 3 layers x 2 x 4 heads x 64 x 4 bytes a token.
+    assert best.settings == {"kv_cache_memory_bytes": 25 * 2**20}
+    assert 33 * 128 * 6144 <= 25 * 2**20 < 33 * 128 * 6144 + 2**20
+    assert best.overrides() == {"engine.kv_cache_memory_bytes": 25 * 2**20}
+
+
+def test_with_a_prefix_cache_a_cpu_pool_is_cut_to_what_leaves_the_host_room():
+    case = Case.of_row(cpu_row(enable_prefix_caching=True))
     rungs = ladder(case)
     best = first_working(rungs)
     assert best is not None and best.name == "smaller KV pool"
-    pool = best.settings["kv_cache_memory_bytes"]
-    assert 19 * GIB < pool <= 20 * GIB
-    assert best.overrides() == {"engine.kv_cache_memory_bytes": pool}
+    assert best.settings["kv_cache_memory_bytes"] == 19 * GIB, "20 GiB were there, one is the host's"
     assert not any(rung.name in ("no CUDA graphs", "fp8 KV cache", "weights in host memory") for rung in rungs)
     assert CpuTerms(case).starts({"kv_cache_memory_bytes": 1024, "max_model_len": 1024, "dtype": "float32"})
+    assert "too little of the host's memory" in CpuTerms(case).starts({"kv_cache_memory_bytes": 24 * GIB})
+
+
+def test_a_cpu_share_larger_than_what_is_free_is_answered_by_a_pool_that_can_be_used_or_a_smaller_share():
+    case = Case.of_row(cpu_row(kv_cache_memory_bytes=None, shortfall_bytes=2 * GIB, failure_phase="init_device"))
+    rungs = {rung.name: rung for rung in ladder(case)}
+    assert rungs["no more KV cache than can be used"].works
+    share = rungs["another share of the device"]
+    assert share.works and share.settings["gpu_memory_utilization"] == pytest.approx(0.92 - 0.13)
+    assert share.gain_bytes == pytest.approx(0.13 * 24 * GIB)
+
+
+def test_a_share_of_everything_is_answered_by_a_smaller_one():
+    case = Case.of_row(cpu_row(kv_cache_memory_bytes=None, shortfall_bytes=GIB, gpu_memory_utilization=1.0))
+    share = next(rung for rung in ladder(case) if rung.name == "another share of the device")
+    assert share.works and share.settings["gpu_memory_utilization"] == pytest.approx(0.91)
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_a_pool_too_small_for_one_request_is_answered_by_a_larger_one(cpu):
+    made = row("tiny-llama", "fp32", cpu=cpu, failure_cause="max_model_len_exceeds_kv", shortfall_bytes=5 * 2**20,
+               kv_cache_memory_bytes=2**20, max_model_len=1024, enforce_eager=True, dtype="float32")  # fmt: skip
+    rungs = {rung.name: rung for rung in ladder(Case.of_row(made))}
+    larger = rungs["larger KV pool"]
+    assert larger.works and 6 * 2**20 <= larger.settings["kv_cache_memory_bytes"] <= 17 * 2**20
+    assert "smaller KV pool" not in rungs and "no more KV cache than can be used" not in rungs
+
+
+def test_another_weight_format_brings_its_own_dtype():
+    case = Case.of_row(cpu_row(failure_cause="max_model_len_exceeds_kv", kv_cache_memory_bytes=4 * 2**20,
+                               max_num_seqs=1, shortfall_bytes=2 * 2**20, max_num_batched_tokens=None))  # fmt: skip
+    weights = next(rung for rung in ladder(case) if rung.name == "smaller weights")
+    assert weights.gain_bytes == 1024 * 6144 / 2, "16-bit KV entries instead of 32-bit ones"
 
 
 def test_a_row_without_a_configuration_is_said_to_be_beyond_prediction():
@@ -174,6 +219,26 @@ def test_the_command_answers_what_failed_for_memory_and_counts_the_rest(result_s
     assert main(["diagnose", str(result_set), "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
     assert answer["run_id"] == "p-r0-1" and answer["smallest_change"]
+
+
+def test_what_bench_has_tried_already_is_told_beside_the_prediction(result_set, capsys):
+    from bench.record.store import ResultSet
+
+    rung = {**row(), "run_id": "q-r0-9", "point_id": "q", "status": "ok", "failure_cause": None, "started_unix_s": 2.0,
+            "mitigates_run_id": "p-r0-1", "mitigation_rung": 1, "mitigation_change": "max_num_seqs 64"}  # fmt: skip
+    ResultSet(result_set).write("q-r0-9", rung, [], [])
+    assert main(["diagnose", str(result_set), "--run", "p-r0-1"]) == 0
+    assert "measured: max_num_seqs 64: ok (q-r0-9)" in capsys.readouterr().out
+    main(["diagnose", str(result_set), "--json"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert [one["run_id"] for one in answer["walked"]] == ["q-r0-9"]
+
+
+def test_one_of_several_engines_is_said_to_be_one():
+    from analysis.diagnose.render import text
+
+    alone, member = (Case.of_row(row(shortfall_bytes=GIB, colocation_id=group)) for group in (None, "g"))
+    assert "one of several engines" in text(member, []) and "one of several engines" not in text(alone, [])
 
 
 @pytest.mark.parametrize("words", [["nowhere"], ["{set}", "--run", "nobody"]])

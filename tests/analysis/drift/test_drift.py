@@ -95,14 +95,46 @@ def test_a_rate_without_known_units_is_refused(text):
         rate(text)
 
 
+def timeline(size, phase="load:soak", **columns):
+    return [{"run_id": "r", "t_s": float(t), "phase": phase, "tree_rss_bytes": size(t), **columns} for t in T]
+
+
 def test_only_the_load_counts_and_each_kind_of_memory_is_answered():
-    rows = [
-        {"run_id": "r", "t_s": float(t), "phase": phase, "device_memory_used_bytes": None,
-         "process_memory_used_bytes": None, "tree_pss_bytes": size, "tree_rss_bytes": size}
-        for t, phase, size in [(t - 300, "launch", t * MIB) for t in T] + [(t, "load:soak", BASE) for t in T]
-    ]  # fmt: skip
-    (answer,) = answers(rows, LEAST_BYTES_PER_S)
-    assert answer["column"] == "tree_pss_bytes" and answer["verdict"] == "flat"
+    before = [row | {"t_s": row["t_s"] - 300} for row in timeline(lambda t: t * MIB, "launch")]
+    pss = [row | {"tree_pss_bytes": row["tree_rss_bytes"] / 2} for row in timeline(lambda t: BASE + 0.1 * MIB * t)]
+    found = {one["column"]: one for one in answers([*before, *pss])}
+    assert {name: one["verdict"] for name, one in found.items()} == {"tree_rss_bytes": "leak", "tree_pss_bytes": "leak"}
+    assert found["tree_rss_bytes"]["slope_bytes_per_s"] == pytest.approx(0.1 * MIB)
+
+
+def test_pss_that_was_read_too_seldom_is_left_out_without_a_complaint():
+    rows = timeline(lambda t: BASE)
+    for row in rows[::60]:
+        row["tree_pss_bytes"] = BASE
+    (answer,) = answers(rows)
+    assert (answer["column"], answer["verdict"]) == ("tree_rss_bytes", "flat")
+
+
+def test_several_devices_are_added_up_tick_by_tick():
+    rows = []
+    for row in timeline(lambda t: BASE):
+        first = 10 * 2**30 + 0.1 * MIB * row["t_s"]
+        rows += [row | {"device_index": 0, "device_memory_used_bytes": first},
+                 row | {"device_index": 1, "device_memory_used_bytes": 4 * 2**30 if row["t_s"] != 100 else None}]
+    found = {one["column"]: one for one in answers(rows)}
+    device = found["device_memory_used_bytes"]
+    assert device["first_bytes"] == pytest.approx(14 * 2**30, rel=1e-3), "and not a series that jumps between them"
+    assert device["verdict"] == "leak" and device["slope_bytes_per_s"] == pytest.approx(0.1 * MIB, rel=1e-6)
+    assert device["samples"] == T.size - 1, "a tick without one of the devices is no sum"
+    assert found["tree_rss_bytes"]["samples"] == T.size
+
+
+def test_a_short_run_names_only_growth_that_is_more_than_a_step_of_an_allocator():
+    t = np.arange(0, 12, 0.05)
+    assert drift(t, BASE + 0.1 * MIB * t).verdict == "flat", "1.2 MiB in all"
+    found = drift(t, BASE + 2 * MIB * t)
+    assert found.verdict == "leak" and found.least_bytes_per_s == pytest.approx(4 * MIB / 11.95)
+    assert drift(t, BASE + 0.1 * MIB * t, LEAST_BYTES_PER_S).verdict == "leak", "whoever states a rate is answered"
 
 
 def test_the_command_reads_a_set(tmp_path, capsys):
@@ -110,7 +142,7 @@ def test_the_command_reads_a_set(tmp_path, capsys):
 
     results = ResultSet(tmp_path / "s")
     results.create()
-    samples = [{"run_id": "r", "t_s": float(t), "phase": "load:soak", "tree_pss_bytes": int(BASE + 0.1 * MIB * t)}
+    samples = [{"run_id": "r", "t_s": float(t), "phase": "load:soak", "tree_rss_bytes": int(BASE + 0.1 * MIB * t)}
                for t in T]  # fmt: skip
     results.write("r", {"run_id": "r", "status": "ok"}, [], samples)
     assert main(["drift", str(tmp_path / "s")]) == 1
@@ -126,7 +158,7 @@ def test_a_bad_request_is_one_sentence(words, tmp_path, capsys):
 
     results = ResultSet(tmp_path / "s")
     results.create()
-    results.write("r", {"run_id": "r"}, [], [{"run_id": "r", "t_s": 0.0, "phase": "load:x", "tree_pss_bytes": 1}])
+    results.write("r", {"run_id": "r"}, [], [{"run_id": "r", "t_s": 0.0, "phase": "load:x", "tree_rss_bytes": 1}])
     assert main(["drift", *(word.format(set=tmp_path / "s") for word in words)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1

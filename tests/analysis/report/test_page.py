@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from analysis import cli
-from analysis.report import sections
+from analysis.report import sections, workers
 from tests.analysis.report.conftest import GIB, gpu_row, load_row
 
 REFERENCE = Path(__file__).resolve().parents[3] / "results" / "reference-cpu"
@@ -22,7 +22,8 @@ EVIL = "<script>alert(1)</script>"
 @pytest.fixture(autouse=True)
 def without_calculator(monkeypatch: pytest.MonkeyPatch) -> None:
     """It needs no set and has tests of its own; here it would only take time."""
-    monkeypatch.setattr(sections, "_calculator", lambda: None)
+    monkeypatch.setattr(sections, "begin_calculator", lambda workers: lambda: None)
+    monkeypatch.setattr(workers, "MOST", 1)  # small pages are drawn sooner than processes start
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for run_id in chosen.run_id:
             shutil.copy(REFERENCE / table / f"{run_id}.parquet", root / table)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sections, "_calculator", lambda: None)
+        patch.setattr(sections, "begin_calculator", lambda workers: lambda: None)
         assert cli.main(["report", str(root), "--out", str(folder / "out" / "index.html")]) == 0
     return folder / "out"
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from analysis.report import palette
-from analysis.report.chart import NARROW, WIDE, Chart, inline
+from analysis.report.chart import NARROW, WIDE, Chart, begin, inline
 from analysis.report.context import Context
 from analysis.report.loads import front, loads_of
 from analysis.report.points import points_of, short, spread, unit_for
 from analysis.report.read import ResultSet, read_sets
 from analysis.report.table import PAGE, Column, Table, text_of, to_json
 from analysis.report.timeline import SLICES, decimated
+from analysis.report.workers import Workers
 from tests.analysis.report.conftest import GIB, gpu_row, load_row
 
 
@@ -76,7 +77,8 @@ def test_a_chart_is_drawn_at_both_widths_and_its_text_is_escaped() -> None:
                 "encoding": {"x": {"field": "a", "type": "quantitative"}, "y": {"field": "b", "type": "nominal"},
                              "description": {"field": "d"}, "href": {"field": "d"}}}  # fmt: skip
 
-    html = inline(Chart("x", "<i>", build, (("<u>", palette.LIGHT["c2"]),)))
+    chart = Chart("x", "<i>", build, (("<u>", palette.LIGHT["c2"]),))
+    html = inline(chart, begin(chart, Workers(1)))
     assert NARROW < WIDE and html.count("<svg role") == 2
     assert "var(--c1)" in html and "#0072b2" not in html
     assert "<script" not in html and "<i>" not in html and "<u>" not in html and "<b>" not in html
@@ -174,3 +176,66 @@ def test_a_section_that_fails_costs_only_itself() -> None:
     section = _guarded("x", "X", broken)
     assert section is not None and "KeyError" in section.lead  # type: ignore[union-attr]
     assert SimpleNamespace  # the page escapes it: tests of the whole page
+
+
+def test_a_set_named_twice_is_read_once_and_says_so(made: Any) -> None:
+    root = made(engines=[gpu_row()])
+    sets, problems = read_sets([str(root), f"{root}/../{root.name}", str(root)])
+    assert len(sets) == 1
+    assert problems == [f"{root}/../{root.name} is a result set that was named already; it is read once"]
+
+
+def test_two_sets_are_compared_as_by_compare(made: Any) -> None:
+    from analysis.report import compared
+
+    def rows(factor: float) -> list[dict[str, Any]]:
+        return [gpu_row(0, run_id=f"r{i}", repeat=i, activation_peak_bytes=int(GIB * factor * (1 + i / 1000)))
+                for i in range(8)]  # fmt: skip
+
+    sets, _ = read_sets([str(made("a", rows(1.0))), str(made("b", [*rows(1.1), gpu_row(1, run_id="only")]))])
+    section = compared.section(Context(sets, points_of(sets), []))
+    tables = {table.name: table for table in section.tables}
+    first = dict(zip([one.label for one in tables["compared"].columns], tables["compared"].rows[0], strict=True))
+    assert (first["Verdict"], first["Metric"]) == ("changed", "activation") and section.lead.startswith("Against a,")
+    assert first["change, %"] == pytest.approx(10, abs=0.5) and first["p, corrected"] < 0.05
+    assert len(tables["only"].rows) == 1
+
+
+def test_trials_of_a_knee_search_are_drawn_and_never_pooled(made: Any) -> None:
+    from analysis.report import knees
+
+    def trial(number: int, value: float, met: bool) -> dict[str, Any]:
+        return load_row("run0000", "point0000", workload="knee", position=number, knee_trial=number, knee_value=value,
+                        knee_axis="rate", knee_met=met, knee_reason=None if met else "TTFT <b> too long",
+                        knee_slo_json='{"ttft_p99_s": 0.5, "goodput_share": 0.9}', knee_outcome="bracketed",
+                        knee_highest_met=2.0, knee_lowest_broken=4.0, ttft_p99_s=0.1, pattern="poisson",
+                        rate_per_s=value, concurrency=None, client_bound=number == 2)  # fmt: skip
+
+    loads = [trial(1, 2.0, True), trial(2, 4.0, False)]
+    context = Context([], points_of([a_set([gpu_row()], loads)]), [])
+    section = knees.section(context)
+    assert section is not None and "1 of 2 trials" in section.notes[0]
+    answers, trials = section.tables
+    assert "holds at 2, breaks at 4 requests/s" in answers.rows[0]
+    assert "ttft_p99_s ≤ 0.5, goodput_share ≥ 0.9" in answers.rows[0]
+    assert len(trials.rows) == 2
+    (chart,) = section.views[0].charts
+    assert palette.LIGHT["c6"] in json.dumps(chart.build(NARROW)) and "<b>" not in inline(chart, begin(chart, Workers(1)))
+    found = loads_of(context.points)
+    assert [one.name for one in found] == ["knee at 2", "knee at 4"]
+    assert found[1].load == "poisson, 4 requests/s" and "client_bound" in found[1].flags
+    assert knees.section(Context([], points_of([a_set([gpu_row()])]), [])) is None
+
+
+def test_a_job_whose_process_is_gone_is_done_here() -> None:
+    import os
+    import signal
+
+    with Workers(2) as workers:
+        job = workers.start(max, 3, 4)
+        assert job.result() == 4
+        for process in list(workers._pool._processes.values()):  # type: ignore[union-attr]
+            os.kill(process.pid, signal.SIGKILL)
+        assert workers.start(max, 5, 6).result() == 6
+        with pytest.raises(ValueError, match="invalid literal"):
+            workers.start(int, "x").result()

@@ -130,6 +130,7 @@ def test_waiting_for_a_slot_is_predicted_and_not_fitted():
     ({}, {"concurrency": None}, "the load or the clock is missing"),
     ({}, {"ttft_mean_s": None, "tpot_mean_s": float("nan"), "output_tokens_per_s": None},
      "the load or the clock is missing"),
+    ({}, {"knee_trial": 2}, "a trial of a knee search: short, and driven until it breaks"),
     ({"model_config_json": "{}"}, {}, "the arithmetic does not know the model or its settings"),
 ])  # fmt: skip
 def test_every_row_is_used_or_counted_with_its_reason(start, row, reason):

@@ -17,6 +17,9 @@ from bench.load.affinity import (
     on_cores,
     plan_cores,
 )
+from bench.load.run import run_load as run_one_load
+from bench.load.spec import LoadSpec
+from tests.fakes.sim_server import SimServer
 
 
 @pytest.mark.parametrize(
@@ -92,3 +95,13 @@ def test_a_thread_is_pinned_only_meanwhile():
 def test_this_machine_has_a_placement():
     placement = choose_placement(1)
     assert placement.text and bool(placement.client) == (len(os.sched_getaffinity(0)) >= 4)
+
+
+def test_a_single_client_says_where_it_ran_too(run_load):
+    with SimServer(ttft_s=0.01, itl_s=0.001) as sim:
+        spec = LoadSpec(concurrency=1, num_requests=2, input_tokens=8, output_tokens=2)
+        before = os.sched_getaffinity(0)
+        known = run_one_load(sim.base_url, "sim", spec, 2048, engine_pids=[sim.pid])
+        assert os.sched_getaffinity(0) == before == os.sched_getaffinity(sim.pid)
+        assert known.client.placement == choose_placement(1, [sim.pid]).text
+        assert "not known" in run_load(sim.base_url).client.placement

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench.errors import BadRequest
+from bench.load import arrivals
 from bench.load.schedule import planned_requests
 from bench.load.spec import LoadSpec
 from bench.load.traces import read_trace
@@ -140,6 +141,59 @@ def test_a_trace_is_cut_by_number_or_by_time(tmp_path):
     assert LoadSpec(**base, num_requests=2).total == 2 and LoadSpec(**base, duration_s=1.5).total == 2
     assert LoadSpec(**base, duration_s=1.5, trace_speed=10).total == 3
     assert read_trace(str(file), "ms").offsets_s == pytest.approx([0, 0.001, 0.0025])
+
+
+ROWS = [(n, 5, 1) for n in range(0, 200_000, 1000)]
+
+
+@pytest.mark.parametrize(
+    ("column", "rows", "more", "refused"),
+    [
+        ("timestamp", ROWS, {}, "as seconds its requests would be 1e+03 s apart"),  # milliseconds, most likely
+        ("timestamp", [(n // 1000, i, o) for n, i, o in ROWS], {"hash_ids": [0]}, "as milliseconds its requests"),
+        ("timestamp", [(n // 1000, i, o) for n, i, o in ROWS], {}, ""),
+        ("timestamp", ROWS, {"hash_ids": [0]}, ""),
+        ("timestamp_s", ROWS, {}, ""),
+        ("timestamp", [(n + 0.5, i, o) for n, i, o in ROWS], {}, ""),
+        ("timestamp", [(7, 5, 1)] * 30, {"hash_ids": [0]}, ""),  # all at once, in any unit
+    ],
+)
+def test_a_unit_that_nothing_states_is_guessed_only_where_the_load_is_likely(tmp_path, column, rows, more, refused):
+    file = tmp_path / "t.jsonl"
+    lines = [{column: at, "input_length": i, "output_length": o} | more for at, i, o in rows]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    for unit in ("s", "ms"):
+        assert LoadSpec(pattern="trace", trace_file=str(file), trace_time_unit=unit).total == len(rows)
+    if not refused:
+        assert LoadSpec(pattern="trace", trace_file=str(file)).total == len(rows)
+        return
+    with pytest.raises(BadRequest, match="^trace_time_unit=auto: .*write trace_time_unit=s or .*=ms$") as refusal:
+        LoadSpec(pattern="trace", trace_file=str(file))
+    assert refused in str(refusal.value)
+
+
+def test_a_long_trace_is_read_once_and_again_where_it_has_changed(tmp_path, monkeypatch):
+    file = tmp_path / "t.csv"
+    file.write_text(TRACES["plain.csv"])
+    reads = []
+    monkeypatch.setattr(arrivals, "read_trace", lambda *given: (reads.append(given), read_trace(*given))[1])
+    spec = LoadSpec(pattern="trace", trace_file=str(file))
+    assert (spec.total, spec.input_tokens_mean, spec.longest_request_tokens, len(reads)) == (3, 6, 10, 1)
+    file.write_text(TRACES["plain.csv"] + "20,9,9\n")
+    assert (LoadSpec(pattern="trace", trace_file=str(file)).total, len(reads)) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rate_per_s": 1e300, "duration_s": 1e300}, "duration_s=1e+300: makes"),
+        ({"rate_per_s": 5e-324, "num_requests": 3}, "rate_per_s=5e-324: must be 1e-06 or more"),
+    ],
+)
+def test_rates_beyond_all_numbers_are_refused(fields, said):
+    with pytest.raises(BadRequest) as refusal:
+        LoadSpec(pattern="constant", **fields)
+    assert str(refusal.value).startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.load import drive
+from bench.load import drive, engine_watch
 from bench.load.monitor import Progress
 from bench.load.prompts import prompt_token_ids
 from tests.fakes.sim_server import SimServer, free_port
@@ -136,8 +136,9 @@ def test_an_engine_that_dies_ends_the_run(run_load):
     assert took_s < 60  # most of it is making the prompts
 
 
-def test_a_frozen_engine_is_aborted(run_load):
+def test_a_frozen_engine_is_aborted(run_load, monkeypatch):
     """Stopped, not dead: connections stay open and nothing comes. Only the abort can end that."""
+    monkeypatch.setattr(engine_watch, "TIMEOUT_S", 0.5)  # a poll that got no answer is waited for
     with SimServer(ttft_s=0.02, itl_s=0.02) as sim:
         frozen = []
 

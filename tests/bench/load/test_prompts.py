@@ -110,6 +110,11 @@ def test_workers_send_the_same_requests_between_them():
     assert wires_of(spec) == wires_of(spec, 3)
 
 
+def test_the_shared_part_is_not_one_short_for_a_rounding():
+    one, two = (request_token_ids(3, index, 100, 2048, 0.29) for index in range(2))
+    assert one[:29] == two[:29] and one[29] != two[29]
+
+
 def test_a_shared_prefix_is_the_groups_and_the_rest_is_not():
     ids = [request_token_ids(5, index, 100, 2048, 0.25, 2) for index in range(6)]
     assert all(len(prompt) == 100 for prompt in ids)

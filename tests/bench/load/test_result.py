@@ -81,6 +81,7 @@ def test_a_clean_run_has_no_flags():
         ("few_samples_p95", {"records": [make(i, i % 2) for i in range(19)], "num_requests": 19}),
         ("few_samples_p99", {"records": [make(i, i % 2) for i in range(99)], "num_requests": 99}),
         ("prompt_tokens_mismatch", {"records": [make(i, i % 2, prompt_tokens=9) for i in range(100)]}),
+        ("shared_prefix_unused", {"shared_prefix_ratio": 0.5}),
         ("prefix_cache_hits", {"after": replace(IDLE, prefix_cache_hits_tokens=16)}),
         ("preemptions", {"after": replace(IDLE, num_preemptions=1)}),
         ("resends", {"records": [make(i, i % 2, resends=i == 7) for i in range(100)]}),

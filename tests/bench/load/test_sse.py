@@ -152,3 +152,25 @@ def test_other_fields_and_continued_data():
     ]
     parsed = parse(*pieces)
     assert parsed.output_tokens == 1 and list(parsed.chunk_ns) == [200] and parsed.complete
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"choices":[{"x":' + b"[" * 100_000, "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b'{"choices":[{}],"usage":{"prompt_tokens":8,"completion_tokens":99999999999}}', "no token counts"),
+        (b'{"choices":[{}],"usage":{"prompt_tokens":99999999999999999999,"completion_tokens":1}}', ""),
+    ],
+)
+def test_what_no_engine_would_send_breaks_nothing(data, problem):
+    parsed = parse_stream([b"data: " + data + b"\n\n", DONE], [1, 2], ended=True)
+    assert problem in (parsed.problem or "") and bool(problem) == (parsed.problem is not None)
+    assert parsed.prompt_tokens in (None, 8) and parsed.output_tokens <= 1
+
+
+def test_an_error_of_null_is_none():
+    chunk = b'data: {"choices":[{}],"error":null,"usage":{"prompt_tokens":8,"completion_tokens":1}}\n\n'
+    parsed = parse_stream([chunk, DONE], [1, 2], ended=True)
+    assert (parsed.server_error, parsed.problem, parsed.output_tokens) == (None, None, 1)

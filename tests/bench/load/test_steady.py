@@ -126,6 +126,30 @@ def test_the_closed_loop_window_names_its_rule_and_may_be_missing():
     assert closed_loop_window([one, two], 3).begin_ns is None
 
 
+def cut_short(due_s: float, end_s: float, index: int) -> RequestRecord:
+    record = request(due_s, end_s, index)
+    record.outcome = "aborted"
+    return record
+
+
+def test_no_window_outlasts_what_counted():
+    """A run called off: of the requests cut short no token counts, so the rate is wrong from when they were due."""
+    ran = [request(0, 4), request(1, 5, 1), cut_short(4, 60, 0), cut_short(5, 60, 1)]
+    window = closed_loop_window(ran, 2)
+    assert (window.begin_ns, window.end_ns) == (3 * S, 4 * S)
+    failed = request(5, 60, 1)
+    failed.outcome = "timeout"
+    assert closed_loop_window([request(0, 7), request(1, 5, 1), failed], 2).end_ns == 7 * S
+    assert closed_loop_window([cut_short(0, 60, 0)], 1).begin_ns is None
+
+
+def test_an_open_window_ends_before_the_first_request_that_was_cut_short():
+    went = [request(n / 10, n / 10 + 0.2, n) for n in range(100)]
+    window = open_loop_window([*went, *(cut_short(n / 10, 30, n) for n in range(100, 150))])
+    assert window.begin_ns is not None and window.end_ns == went[-1].scheduled_ns
+    assert open_loop_window([*went[:40], *(cut_short(n / 10, 30, n) for n in range(40, 150))]).begin_ns is None
+
+
 def test_every_rule_is_explained():
     assert {closed_loop_window([], 1).rule, open_loop_window([]).rule, "none"} == set(RULES)
 

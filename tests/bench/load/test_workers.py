@@ -72,7 +72,7 @@ def test_a_dead_worker_is_counted_and_said(run_load):
 
     with SimServer(ttft_s=0.02, itl_s=0.02) as sim:
         result = run_load(
-            sim.base_url, concurrency=4, num_requests=40, output_tokens=20, workers=2, on_progress=kill_one
+            sim.base_url, concurrency=4, num_requests=40, output_tokens=8, workers=2, on_progress=kill_one
         )
     assert killed and "was lost after" in result.abort_reason and "SIGKILL" in result.abort_reason
     assert result.not_sent == 20 and result.completed == len(result.records) == 20  # the other one went on
