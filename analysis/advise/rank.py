@@ -64,15 +64,33 @@ def steps(order: Sequence[Candidate], ask: Ask) -> list[str]:
         told.append("nothing is predicted to serve this load within the targets on this card")
         return told
     first = good[0]
-    why = "the highest score" if first.quality is not None and len(good) > 1 else "the highest predicted throughput"
     if len(good) > 1:
-        told.append(f"of what is left, {first.model}:{first.quantization} has {why}")
+        told.append(f"of what is left, {first.model}:{first.quantization} {_why_first(first, good)}")
     fewest = [one for one in good if one.quantization in ("bf16", "fp16")]
     if fewest and fewest[0] is not first:
         told.append(f"{fewest[0].model}:{fewest[0].quantization}, which gives up nothing, holds the load as well")
-    if any(one.quality is None for one in good):
-        told.append("quality is not part of this order: no score was given (--quality FILE); measure it for your task")
+    if lacking := [name for name, one in zip(names, order, strict=True) if one in good and one.quality is None]:
+        which = "no score was given" if len(lacking) == len(good) else f"no score was given for {', '.join(lacking)}"
+        told.append(f"quality is not part of this order: {which} (--quality FILE); measure it for your task")
     for one in good[:3]:
         if note := hardware_note(one.quantization, ask.gpu):
             told.append(f"{one.quantization}: {note}")
     return told
+
+
+def _why_first(first: Candidate, good: Sequence[Candidate]) -> str:
+    """What put `first` before the others, by the keys of `ranked` in their order."""
+    grade = [one for one in good if one.grade == first.grade]
+    others = [one for one in grade if one is not first]
+    if not others:
+        return "alone meets everything at the ends of the intervals too" if first.grade == "meets" else "comes first"
+    if all(one.quality is not None for one in grade) and any(one.quality != first.quality for one in others):
+        tied = [one for one in others if one.quality == first.quality]
+        return "has the highest score" + (", with another of the same" if tied else "")
+    if all(one.tokens_per_s < first.tokens_per_s for one in others):
+        return "has the highest predicted throughput"
+    tied = [one for one in others if one.tokens_per_s == first.tokens_per_s]
+    names = ", ".join(f"{one.model}:{one.quantization}" for one in tied)
+    if not first.tokens_per_s:
+        return "leaves the most memory; no throughput is predicted"
+    return f"has the same predicted throughput as {names}, and no less memory left"

@@ -85,9 +85,12 @@ class Case:
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """config.json that the engine read; None where the row does not hold it."""
-        text = self.row.get("model_config_json")
-        return json.loads(text) if text else None
+        """config.json that the engine read; None where the row does not hold it, or not whole."""
+        try:
+            found = json.loads(self.row.get("model_config_json") or "null")
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
 
 
 def _longest(row: Mapping[str, Any]) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis.arithmetic import ArithmeticRefusal, kv_blocks_per_request, kv_bytes_per_block
 from analysis.diagnose.case import TOO_LITTLE_KV, Case
-from analysis.diagnose.terms import GIB, Terms, Unpredictable, terms_of
+from analysis.diagnose.terms import GIB, Terms, Unpredictable, terms_of, version_of
 
 LEAST_SEQS, LEAST_TOKENS, LEAST_LENGTH = 1, 256, 256
 """Where halving a setting ends."""
@@ -174,7 +174,7 @@ def _shares(case: Case, before: Mapping[str, Any]) -> Candidates:
 
     share = before.get("gpu_memory_utilization")
     if share is None:
-        share = defaults.gpu_memory_utilization(parse_version(str(case.row.get("vllm_version"))))
+        share = defaults.gpu_memory_utilization(parse_version(version_of(case.row)))
     # A CPU engine never takes its share too small: it fails where the share is more than there is.
     up = case.cause in (*TOO_LITTLE_KV, "cannot_fit") or case.phase == "kv_allocation" and not case.on_cpu
     cost = "less is left for others on the device" if up else "a smaller KV pool"

@@ -45,7 +45,16 @@ def terms_of(case: Case) -> Terms:
     """Raises Unpredictable for a row without a configuration."""
     if case.config is None:
         raise Unpredictable("the row holds no config.json, so nothing can be predicted of another setting")
+    version_of(case.row)
     return CpuTerms(case) if case.on_cpu else CudaTerms(case)
+
+
+def version_of(row: Mapping[str, Any]) -> str:
+    """The row's vLLM version, that of predictions where it names none. Raises Unpredictable for what is no version."""
+    try:
+        return Request.of({"model": "any", "vllm_version": row.get("vllm_version") or None}).vllm_version
+    except RequestError as refused:
+        raise Unpredictable(str(refused)) from None
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class CudaTerms:
         try:
             config = _config(self.case, settings)
             asked: dict[str, Any] = {
-                "gpu": _card(row), "gpu_total_gib": total / GIB if total else None,
+                "gpu": _card(row, total), "gpu_total_gib": total / GIB if total else None,
                 "vllm_version": row.get("vllm_version"), "config": config,
                 "tensor_parallel_size": row.get("tensor_parallel_size"),
                 "pipeline_parallel_size": row.get("pipeline_parallel_size"), "block_size": row.get("block_size"),
@@ -137,12 +146,12 @@ class CpuTerms:
     def _taken(self, settings: Settings) -> float:
         pool, share = settings.get("kv_cache_memory_bytes"), settings.get("gpu_memory_utilization")
         if pool is None:
-            version = parse_version(str(self.case.row.get("vllm_version")))
+            version = parse_version(version_of(self.case.row))
             return float(share or defaults.gpu_memory_utilization(version)) * self._total
         try:
             weights = expected_loaded_bytes(
                 _config(self.case, settings), platform="cpu", dtype=_dtype(self.case, settings),
-                max_model_len=settings.get("max_model_len"), vllm_version=str(self.case.row.get("vllm_version") or ""),
+                max_model_len=settings.get("max_model_len"), vllm_version=version_of(self.case.row),
             ).bytes  # fmt: skip
         except ArithmeticRefusal as refused:
             raise Unpredictable(str(refused)) from None
@@ -178,5 +187,10 @@ def _config(case: Case, settings: Settings) -> dict[str, Any]:
         raise Unpredictable(str(unknown)) from None
 
 
-def _card(row: Mapping[str, Any]) -> str:
-    return gpus.of_device(row.get("device_name"), row.get("device_memory_total_bytes"))
+def _card(row: Mapping[str, Any], total_bytes: float | None) -> str | None:
+    """The card's name in the table; None for one that is not there, whose total is then enough."""
+    name = gpus.of_device(row.get("device_name"), row.get("device_memory_total_bytes"))
+    try:
+        return gpus.find(name).name
+    except gpus.UnknownGpu:
+        return None if total_bytes else name

@@ -37,11 +37,13 @@ class Drift:
     `whole` is the slope over all of it, `late` over its second half. `growth_bytes` is the last block's level minus the
     first's. The verdict:
 
-    leak: the second half still grows, by more than `least_bytes_per_s` at the low end of its interval.
+    leak: the second half still grows, by more than `least_bytes_per_s` at the low end of its interval, is not clearly
+        slowing (its last part at less than half the rate of the part before), and ends above all of the first half:
+        a swing that returns to where it was has not grown.
     levels_off: it ends higher than it began, by more than that rate over the whole time and more than its noise, and
         the second half does not show growth.
     flat: neither, and the second half's interval ends below a growth worth naming.
-    undecided: the interval of the second half is too wide to say; a longer run narrows it.
+    undecided: the interval of the second half is too wide to say, or it grows and may yet stop; a longer run tells.
     """
 
     seconds: float
@@ -69,7 +71,7 @@ def drift(t_s: Sequence[float], size_bytes: Sequence[float], least_bytes_per_s: 
     time, and only the blocks' medians are used. The slope is Theil and Sen's, the median over all pairs of blocks: one
     step of an allocator, or one late spike, does not turn it. Its interval (Sen 1968, by Kendall's tau) is widened by
     sqrt((1+r)/(1-r)) for the lag-1 autocorrelation r that is left between the blocks' residuals, the factor by which
-    an AR(1) series has fewer effective samples.
+    an AR(1) series has fewer effective samples; r is corrected for its bias of -(1+3r)/n (Kendall 1954).
     """
     import numpy as np
 
@@ -98,7 +100,7 @@ def drift(t_s: Sequence[float], size_bytes: Sequence[float], least_bytes_per_s: 
     return Drift(
         seconds=seconds, samples=int(t.size), blocks=len(filled), first_bytes=float(level[0]),
         growth_bytes=float(level[-1] - level[0]), whole=whole, late=late, least_bytes_per_s=least_bytes_per_s,
-        verdict=_verdict(level, late, least_bytes_per_s, seconds),
+        verdict=_verdict(level, late, _slowing(at[half:], level[half:]), least_bytes_per_s, seconds),
     )  # fmt: skip
 
 
@@ -112,15 +114,26 @@ def _theil_sen(t: Any, y: Any) -> Slope:
     residuals = y - (intercept + value * t)
     spread = float(np.dot(residuals, residuals))
     r = float(np.dot(residuals[1:], residuals[:-1])) / spread if spread > 0 else 0.0
+    r += (1 + 3 * r) / t.size
     wider = math.sqrt((1 + r) / (1 - r)) if (r := min(r, 0.9)) > 0 else 1.0
     return Slope(value, value - (value - low) * wider, value + (high - value) * wider)
 
 
-def _verdict(level: Any, late: Slope, least: float, seconds: float) -> Verdict:
+def _slowing(t: Any, y: Any) -> bool:
+    """Whether a series clearly grows less in its second half than in its first."""
+    half = len(t) // 2
+    if half < 3:
+        return False
+    before, after = _theil_sen(t[:half], y[:half]), _theil_sen(t[half:], y[half:])
+    return after.high < before.value and after.value < before.value / 2
+
+
+def _verdict(level: Any, late: Slope, slowing: bool, least: float, seconds: float) -> Verdict:
     import numpy as np
 
     if late.low > least:
-        return "leak"
+        above = level[-1] > level[: len(level) // 2].max()
+        return "leak" if above and not slowing else "undecided"
     # Levels and not the whole slope: growth that ends early leaves most pairs of blocks flat.
     settled = level[len(level) // 2 :]
     noise = float(np.median(np.abs(settled - np.median(settled))))

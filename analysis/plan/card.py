@@ -30,8 +30,8 @@ Problem = tuple[Verdict, str, float]
 @dataclass(frozen=True, slots=True)
 class Placed:
     """One engine as planned. `share` is its --gpu-memory-utilization, `pool_bytes` its --kv-cache-memory-bytes in
-    the mode `bytes`, else None. `prediction` is of the engine with these settings, `free_bytes` what it finds free on
-    the card when it starts, its own CUDA context taken off."""
+    the mode `bytes`, else None. `prediction` is of the engine with these settings, `free` what it finds free on the
+    card when it starts, its own CUDA context and what is left to others taken off."""
 
     need: Need
     share: float
@@ -93,7 +93,12 @@ def plan(
     room = whole - spare_bytes - outside.high
     careful = [one.budget.high for one in needs]
     least = [one.budget.value for one in needs]
-    if room >= sum(careful):
+    # A share is rounded down, by more than a small engine's whole pool on a large card: where the card has it, every
+    # need is taken up to the next share.
+    whole_steps = [math.ceil(one / whole / SHARE_STEP - 1e-9) * SHARE_STEP * whole for one in careful]
+    if room >= sum(whole_steps):
+        budgets = _grown(whole_steps, room, needs)
+    elif room >= sum(careful):
         budgets = _grown(careful, room, needs)
     elif room >= sum(least):
         # The card cannot cover every interval: what is beyond the expected needs is shared by their uncertainty.
@@ -127,7 +132,7 @@ def _placed(
             pool = max(blocks * one.prediction.kv_block_bytes, min(one.kv_bytes, int(share * whole)))
         found = predict(card.request(one.engine, gpu_memory_utilization=share, kv_cache_memory_bytes=pool))
         before = total([earlier.prediction.device_peak for earlier in placed])
-        free = total([], [before, found.context], exact=whole)
+        free = total([], [before, found.context], exact=whole - spare_bytes)
         placed.append(Placed(one, share, pool, found, free))
         problems += _problems(placed[-1], len(placed))
     peak = total([one.prediction.device_peak for one in placed])

@@ -71,7 +71,9 @@ def _plan(args: argparse.Namespace) -> int:
     card = Card(args.gpu, _real("--gpu-total-gib", args.gpu_total_gib), args.vllm_version)
     spare_bytes = round((_real("--spare-gib", args.spare_gib) or 0.0) * 2**30)
     done = plan(engines, card, mode=args.pool, spare_bytes=spare_bytes, keep_order=args.keep_order)
-    changes = [] if done.verdict == "fits" else instead.changes(engines, card, spare_bytes)
+    changes = [] if done.verdict == "fits" else instead.changes(
+        engines, card, spare_bytes, mode=args.pool, keep_order=args.keep_order
+    )
     if args.format == "json":
         import json
 
@@ -132,8 +134,9 @@ def _scenarios(args: argparse.Namespace) -> int:
 
     if args.model:
         raise RequestError("--scenarios has models of its own; leave out --model")
-    cells = scenarios.cells(args.sets, args.gpu or scenarios.CARD, args.vllm_version)
-    markdown = scenarios.markdown(cells)
+    gpu = args.gpu or scenarios.CARD
+    cells = scenarios.cells(args.sets, gpu, args.vllm_version)
+    markdown = scenarios.markdown(cells, gpu)
     if args.out:
         scenarios.write(args.out, cells, markdown)
         print(f"{len(cells)} cells: {args.out / 'scenarios.md'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import PurePosixPath
 
 from analysis.plan.card import Placed, Plan
 from analysis.plan.checkpoints import checkpoint_of
@@ -51,11 +52,15 @@ def script(plan: Plan) -> str:
 
     Two engines that profile at the same time count each other's memory as their own.
     """
-    lines = ["#!/bin/sh", "set -e", *(f"# {note}" for note in notes(plan))]
+    # In a script a background process ignores Ctrl-C, and would outlive an engine that fails to start.
+    lines = [
+        "#!/bin/sh", "set -e", *(f"# {note}" for note in notes(plan)), "engines=",
+        "trap '[ -z \"$engines\" ] || kill $engines 2>/dev/null || true' EXIT", "trap 'exit 1' INT TERM",
+    ]  # fmt: skip
     for place, command in enumerate(serve_commands(plan)):
         port = FIRST_PORT + place
         lines += [
-            "", f"{command} &",
+            "", f"{command} &", 'engines="$engines $!"',
             f"until curl -sf http://127.0.0.1:{port}/health >/dev/null; do kill -0 $! || exit 1; sleep 1; done",
         ]  # fmt: skip
     return "\n".join([*lines, "", "wait", ""])
@@ -68,6 +73,11 @@ def compose(plan: Plan) -> str:
     for place, one in enumerate(plan.placed):
         port = FIRST_PORT + place
         words = serve_words(one, port)[2:]
+        volumes = ["~/.cache/huggingface:/root/.cache/huggingface"]
+        if words[0].startswith(("./", "../", "/", "~")):  # a folder here, which the container must be given
+            inside = f"/models/{PurePosixPath(words[0]).name}"
+            volumes.append(f"{words[0]}:{inside}:ro")
+            words[0] = inside
         lines += [
             f"  engine-{place + 1}:",
             f"    image: {IMAGE}:v{version}",
@@ -76,8 +86,9 @@ def compose(plan: Plan) -> str:
             "    ports:",
             f'      - "127.0.0.1:{port}:{port}"',
             "    ipc: host",
+            "    environment: [HF_TOKEN]",
             "    volumes:",
-            "      - ~/.cache/huggingface:/root/.cache/huggingface",
+            *(f"      - {_quoted(volume)}" for volume in volumes),
             "    deploy:",
             "      resources:",
             "        reservations:",

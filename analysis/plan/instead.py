@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from analysis.plan.card import Plan, plan
+from analysis.plan.card import Mode, Plan, plan
 from analysis.plan.engine import Card, Engine, with_load
 from analysis.predict.request import RequestError
 
@@ -25,23 +25,33 @@ class Change:
     plan: Plan
 
 
-def changes(engines: Sequence[Engine], card: Card, spare_bytes: int = 0) -> list[Change]:
-    """Single changes after which the plan fits, gentlest first; empty where none alone is enough."""
+def changes(
+    engines: Sequence[Engine], card: Card, spare_bytes: int = 0, *, mode: Mode = "utilization", keep_order: bool = False
+) -> list[Change]:
+    """Single changes after which the plan fits, gentlest first; empty where none alone is enough. Each is planned as
+    `plan` is asked to: with these shares or pools, in this order."""
+
+    def planned(changed: Sequence[Engine]) -> Plan | None:
+        try:
+            return plan(changed, card, mode=mode, spare_bytes=spare_bytes, keep_order=keep_order)
+        except RequestError:  # such as a model that has no such format
+            return None
+
     found: list[Change] = []
-    for sentence, changed in _candidates(engines, card, spare_bytes):
+    for sentence, changed in _candidates(engines, planned):
         if sentence.startswith(_EVERY) and any(_FOUR_BIT in one.sentence for one in found):
             continue
-        done = _planned(changed, card, spare_bytes)
+        done = planned(changed)
         if done is not None and done.verdict == "fits":
             found.append(Change(sentence, done))
     return found
 
 
 def _candidates(
-    engines: Sequence[Engine], card: Card, spare_bytes: int
+    engines: Sequence[Engine], planned: Callable[[Sequence[Engine]], Plan | None]
 ) -> Iterator[tuple[str, Sequence[Engine]]]:
     def fits(changed: Sequence[Engine]) -> bool:
-        done = _planned(changed, card, spare_bytes)
+        done = planned(changed)
         return done is not None and done.verdict == "fits"
 
     def at_load(percent: int) -> list[Engine]:
@@ -72,13 +82,6 @@ def _candidates(
         yield f"{_EVERY} in {_FOUR_BIT}", [
             replace(one, quantization=_FOUR_BIT) if one.quantization in _SIXTEEN_BIT else one for one in engines
         ]  # fmt: skip
-
-
-def _planned(engines: Sequence[Engine], card: Card, spare_bytes: int) -> Plan | None:
-    try:
-        return plan(engines, card, spare_bytes=spare_bytes)
-    except RequestError:  # such as a model that has no such format
-        return None
 
 
 def _largest(holds: Callable[[int], bool], low: int, high: int) -> int | None:

@@ -32,7 +32,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         config = RouterConfig.read(args.file)
-        records = args.records.open("a", encoding="utf-8") if args.records else None
+        records = args.records.open("a", encoding="utf-8", buffering=1) if args.records else None
     except BenchError as refused:
         print(f"error: {refused}", file=sys.stderr)
         return 2
@@ -71,10 +71,16 @@ def _serve(config: RouterConfig, host: str, port: int, records: TextIO | None) -
         bound = runner.addresses[0][1]
         print(f"router on http://{host}:{bound} for {', '.join(router.backends)}", flush=True)
         ended = asyncio.Event()
+        again = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, ended.set)
+            asyncio.get_running_loop().add_signal_handler(number, lambda: (again if ended.is_set() else ended).set())
         await ended.wait()
-        await runner.cleanup()
+        # Answers under way may end, for so long as aiohttp lets them (a minute); a second signal ends them now.
+        cleaning, hurry = asyncio.create_task(runner.cleanup()), asyncio.create_task(again.wait())
+        await asyncio.wait((cleaning, hurry), return_when=asyncio.FIRST_COMPLETED)
+        for task in (cleaning, hurry):
+            task.cancel()
+        await asyncio.gather(cleaning, hurry, return_exceptions=True)
         return 0
 
     with contextlib.ExitStack() as stack:

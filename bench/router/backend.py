@@ -35,6 +35,7 @@ class Backend:
     def __init__(self, config: BackendConfig, queue_timeout_s: float) -> None:
         self.config = config
         self.name = config.name
+        self.url = config.url.rstrip("/").removesuffix("/v1").rstrip("/")
         self.alive = True
         self.in_flight = self.peak_in_flight = self.peak_queued = 0
         self.outcomes: Counter[str] = Counter()

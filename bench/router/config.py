@@ -78,6 +78,8 @@ class RouterConfig:
     default: str | None = None
     queue_timeout_s: float = 60.0
     """Longest wait for a slot; past it 503."""
+    silence_timeout_s: float | None = 600.0
+    """Longest silence of an engine before or within an answer; past it the engine counts as hung. null: no limit."""
     retry_down_s: float = 1.0
     """How often an engine that could not be reached is asked for /health again."""
 
@@ -93,6 +95,8 @@ class RouterConfig:
             one_of("router.default", self.default, tuple(names))
         positive("router.queue_timeout_s", self.queue_timeout_s)
         positive("router.retry_down_s", self.retry_down_s)
+        if self.silence_timeout_s is not None:
+            positive("router.silence_timeout_s", self.silence_timeout_s)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RouterConfig:

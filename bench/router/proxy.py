@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
-from bench.router.backend import Backend, Refused
+from bench.router.backend import OUTCOMES, Backend, Refused
 from bench.router.config import RouterConfig
 from bench.router.rules import Asked, Rules
 
@@ -28,8 +28,11 @@ KEPT_S = 4.0
 
 _HOP_BY_HOP = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
-    "upgrade", "host", "content-length", "content-encoding", "accept-encoding",
+    "upgrade", "host", "content-length", "expect",
 })  # fmt: skip
+_REWRITTEN = frozenset({"content-type", "content-encoding", "accept-encoding"})
+"""Headers of a request that the router writes anew."""
+_PATHS = ("completions", "chat/completions", "responses", "embeddings")
 _STATUS = {"queue_full": 429, "queue_timeout": 503, "unreachable": 503}
 
 Record = dict[str, Any]
@@ -52,7 +55,7 @@ class Router:
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.cleanup_ctx.append(self._life)
         for prefix in ("", "/task/{task}", "/words/{words}", "/task/{task}/words/{words}"):
-            for path in ("completions", "chat/completions", "embeddings"):
+            for path in _PATHS:
                 app.router.add_post(f"{prefix}/v1/{path}", self._forward)
             app.router.add_get(f"{prefix}/v1/models", self._models)
             app.router.add_get(f"{prefix}/health", self._health)
@@ -67,7 +70,7 @@ class Router:
         raw = await request.read()
         try:
             body = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter for brackets nested thousands deep
             return _error(400, "the body is not JSON", "invalid_request_error")
         if not isinstance(body, dict):
             return _error(400, "the body is not a JSON object", "invalid_request_error")
@@ -147,14 +150,19 @@ class Router:
         if backend.config.model and body.get("model") != backend.config.model:
             raw = json.dumps(body | {"model": backend.config.model}).encode()
         path = "/v1/" + request.path.partition("/v1/")[2]
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
-        url = backend.config.url.rstrip("/").removesuffix("/v1") + path
+        # The body was read here, unpacked and as JSON, whatever the client called it; vLLM refuses another type.
+        # Answers are asked for unpacked: each byte is passed on as it comes.
+        headers = _kept(request.headers, request=True)
+        headers |= {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        url = backend.url + path
         try:
             try:
-                upstream = await self._session.post(url, data=raw, headers=headers)
-            except aiohttp.ServerDisconnectedError:
+                upstream = await self._session.post(url, data=raw, headers=headers, allow_redirects=False)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                if isinstance(error, aiohttp.ClientConnectorError):
+                    raise
                 # A kept connection that the engine closed as idle in the same instant: no byte of an answer came.
-                upstream = await self._session.post(url, data=raw, headers=headers)
+                upstream = await self._session.post(url, data=raw, headers=headers, allow_redirects=False)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _Unreachable(str(error) or type(error).__name__) from error
         async with upstream:
@@ -181,19 +189,30 @@ class Router:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """Prometheus' text format."""
-        lines = ["# TYPE router_requests_total counter", "# TYPE router_requests_in_flight gauge"]
-        for name, one in self.backends.items():
-            label = json.dumps(name)
-            lines += [f'router_requests_total{{engine={label},outcome="{kind}"}} {count}'
-                      for kind, count in sorted(one.outcomes.items())]  # fmt: skip
-            lines.append(f"router_requests_in_flight{{engine={label}}} {one.in_flight}")
+        engines = [(json.dumps(name, ensure_ascii=False), one) for name, one in self.backends.items()]
+        lines = ["# TYPE router_requests_total counter"]
+        for label, one in engines:
+            lines += [f'router_requests_total{{engine={label},outcome="{kind}"}} {one.outcomes[kind]}'
+                      for kind in OUTCOMES]  # fmt: skip
+        # All samples of one metric stand together, as the format demands.
+        gauges: tuple[tuple[str, Callable[[Backend], int]], ...] = (
+            ("requests_in_flight", lambda one: one.in_flight), ("requests_queued", lambda one: one.queued),
+            ("engine_up", lambda one: int(one.alive)),
+        )  # fmt: skip
+        for metric, of in gauges:
+            lines.append(f"# TYPE router_{metric} gauge")
+            lines += [f"router_{metric}{{engine={label}}} {of(one)}" for label, one in engines]
+        lines += ["# TYPE router_unrouted_total counter", f"router_unrouted_total {self.unrouted}"]
         return web.Response(text="\n".join(lines) + "\n")
 
     async def _life(self, app: web.Application) -> AsyncIterator[None]:
-        # No limit on connections here: each engine's own is its slots. No time-out: a long answer is no failure.
+        # No limit on connections here: each engine's own is its slots. No limit on the whole: a long answer is no
+        # failure, but an engine that hangs says nothing, and would keep its slots for ever.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=self.config.silence_timeout_s)
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(),
+        ) as session:  # fmt: skip
             self._session = session
             watch = asyncio.create_task(self._revive(session))
             yield
@@ -208,7 +227,7 @@ class Router:
                 if backend.alive:
                     continue
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    async with session.get(f"{backend.config.url}/health", timeout=_HEALTH) as answer:
+                    async with session.get(f"{backend.url}/health", timeout=_HEALTH) as answer:
                         backend.alive = answer.status == 200
 
 
@@ -227,8 +246,11 @@ class _Broken(Exception):
         self.answer = answer
 
 
-def _kept(headers: Any) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if name.lower() not in _HOP_BY_HOP}
+def _kept(headers: Mapping[str, str], *, request: bool = False) -> dict[str, str]:
+    """Headers that concern the two ends; those that `Connection` names are of one hop as well (RFC 9110, 7.6.1)."""
+    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    dropped = _HOP_BY_HOP | named | (_REWRITTEN if request else set())
+    return {name: value for name, value in headers.items() if name.lower() not in dropped}
 
 
 def _error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> web.Response:

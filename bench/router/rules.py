@@ -20,7 +20,7 @@ class Asked:
 
     @classmethod
     def of(cls, body: Mapping[str, Any], task: str | None, words: str = "") -> Asked:
-        """From the JSON body of a completions, chat or embeddings request. `words` stand for a prompt of token ids."""
+        """From a completions, chat, responses or embeddings body. `words` stand for a prompt of token ids."""
         model = body.get("model")
         return cls(task, model if isinstance(model, str) else None, f"{words} {_text(body)}".strip())
 
@@ -93,8 +93,8 @@ _MADE: dict[str, Callable[[RuleConfig, RouterConfig, Callable[[str], int]], Rule
 
 
 def _text(body: Mapping[str, Any]) -> str:
-    messages = body.get("messages")
-    if isinstance(messages, list):
+    messages = body.get("messages", body.get("input"))  # the responses API gives its messages as input
+    if isinstance(messages, list) and any(isinstance(one, dict) for one in messages):
         said = [one for one in messages if isinstance(one, dict) and one.get("role") == "user"]
         return _flat(said[-1].get("content")) if said else ""
     return _flat(body.get("prompt", body.get("input")))

@@ -141,3 +141,17 @@ def test_text_and_json_name_the_same_first_choice(capsys, tmp_path):
     assert answer["candidates"][0]["command"] in text
     for step in answer["steps"]:
         assert step[:30] in text
+
+
+def test_what_ties_in_throughput_is_not_called_fastest():
+    question = ask("qwen2.5-7b", gpu="l40s", concurrency=None, rate_per_s=4.0)
+    said = " ".join(steps(order(question), question))
+    assert "has the same predicted throughput as" in said and "highest predicted throughput" not in said
+
+
+def test_a_score_that_decided_nothing_is_not_given_as_the_reason():
+    plain = order(ask())
+    first = plain[0]
+    question = ask(quality={(first.model, first.quantization): 0.9})
+    said = " ".join(steps(order(question), question))
+    assert "highest score" not in said and "no score was given for" in said

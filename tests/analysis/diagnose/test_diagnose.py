@@ -246,3 +246,19 @@ def test_a_bad_request_is_one_sentence(words, result_set, capsys):
     assert main(["diagnose", *(word.format(set=result_set) for word in words)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+@pytest.mark.parametrize("odd", [{"vllm_version": None}, {"vllm_version": "dev"}, {"model_config_json": "{cut"},
+                                 {"model_config_json": "[]"}])  # fmt: skip
+def test_an_odd_row_is_answered_or_refused_in_words(cpu, odd):
+    made = row(cpu=cpu, shortfall_bytes=GIB, **odd)
+    try:
+        assert ladder(Case.of_row(made))
+    except Unpredictable as why:
+        assert str(why) and "vllm_version" not in odd or odd["vllm_version"] == "dev"
+
+
+def test_a_card_that_is_not_in_the_table_is_answered_by_its_total():
+    made = row(device_name="NVIDIA Newest", device_memory_total_bytes=24 * GIB, shortfall_bytes=GIB)
+    assert ladder(Case.of_row(made))

@@ -162,3 +162,26 @@ def test_a_bad_request_is_one_sentence(words, tmp_path, capsys):
     assert main(["drift", *(word.format(set=tmp_path / "s") for word in words)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("tau_s", [60, 75])
+def test_growth_that_slows_down_is_not_accused(tau_s):
+    verdicts = []
+    for seed in range(10):
+        t = np.arange(0, 300, 0.5)
+        noise = np.random.default_rng(seed).normal(0, 2 * 2**20, t.size)
+        verdicts.append(drift(t, 3 * 2**30 + 100 * 2**20 * (1 - np.exp(-t / tau_s)) + noise).verdict)
+    assert verdicts.count("leak") <= 1, verdicts
+
+
+def test_a_leak_behind_a_warm_up_is_found():
+    t = np.arange(0, 300, 0.5)
+    noise = np.random.default_rng(0).normal(0, 2 * 2**20, t.size)
+    size = 3 * 2**30 + 100 * 2**20 * (1 - np.exp(-t / 15)) + 5 * 2**20 / 60 * t + noise
+    assert drift(t, size).verdict == "leak"
+
+
+def test_a_swing_that_only_returns_is_not_accused():
+    t = np.arange(0, 300, 0.5)
+    size = 3 * 2**30 + 30 * 2**20 * np.cos(2 * np.pi * t / 300)
+    assert drift(t, size).verdict != "leak"

@@ -142,3 +142,34 @@ def test_a_script_waits_for_each_engine_before_the_next():
     serve = [place for place, line in enumerate(lines) if line.startswith("vllm serve")]
     health = [place for place, line in enumerate(lines) if "/health" in line]
     assert serve[0] < health[0] < serve[1] < health[1]
+
+
+def test_a_small_engine_keeps_its_need_beside_a_large_one_on_a_large_card():
+    pair = [Engine.parse("tiny-qwen3:bf16,max_num_batched_tokens=512", 1, 2048),
+            Engine.parse("llama-3.3-70b:fp8-dynamic,kv_cache_dtype=fp8", 64, 1000)]  # fmt: skip
+    assert plan(pair, Card("96gb", 284.91, None)).verdict == "fits", "rounding its share down would take its pool"
+
+
+def test_the_scenarios_of_another_card_name_that_card(capsys):
+    assert main(["plan", "--scenarios", "--gpu", "h100"]) == 0
+    assert "79.19 GiB" in capsys.readouterr().out.splitlines()[2]
+
+
+def test_what_is_left_to_others_is_not_free_at_the_start():
+    spare = 3 * GIB
+    for one in plan(engines(*PAIR), CARD, spare_bytes=spare).placed[:1]:
+        assert one.free.high <= gpus.find("96gb").total_bytes - spare
+
+
+def test_changes_are_planned_in_the_mode_and_order_asked_for():
+    pair = engines("deepseek-coder-33b", "deepseek-coder-33b:awq")
+    found = instead.changes(pair, CARD, mode="bytes", keep_order=True)
+    assert found and all(one.plan.mode == "bytes" for one in found)
+
+
+def test_a_folder_is_mounted_into_its_container_and_a_script_stops_what_it_started():
+    done = plan(engines(*PAIR), CARD)
+    text = commands.compose(done)
+    assert '"./mistral-7b-awq:/models/mistral-7b-awq:ro"' in text and '- "/models/mistral-7b-awq"' in text
+    script = commands.script(done)
+    assert script.index("trap") < script.index("vllm serve") and script.count('engines="$engines $!"') == 2

@@ -282,3 +282,74 @@ def test_models_and_metrics_tell_what_is_behind():
                 assert 'router_requests_total{engine="a",outcome="ok"} 1' in await answer.text()
 
     run(test())
+
+
+def test_brackets_nested_too_deep_are_no_json():
+    async def test():
+        deep = b"[" * 200_000
+        async with running(("a",)) as (session, *_), session.post("/v1/completions", data=deep) as answer:
+            assert answer.status == 400 and "not JSON" in (await answer.json())["error"]["message"]
+
+    run(test())
+
+
+def test_headers_of_one_hop_stay_there_and_the_engine_is_told_json():
+    async def test():
+        async with running(("a",), default="a") as (session, engines, *_):
+            engines["a"].free()
+            sent = {"Content-Type": "application/x-www-form-urlencoded", "Expect": "100-continue",
+                    "Connection": "keep-alive, X-Hop", "X-Hop": "1", "X-End": "2",
+                    "Authorization": "Bearer k"}  # fmt: skip
+            async with session.post("/v1/completions", data=json.dumps(BODY), headers=sent) as answer:
+                assert answer.status == 200
+            seen = engines["a"].seen[0]["headers"]
+            assert seen["Content-Type"] == "application/json" and seen["Accept-Encoding"] == "identity"
+            assert seen["X-End"] == "2" and seen["Authorization"] == "Bearer k"
+            assert not {"X-Hop", "Expect"} & set(seen)
+
+    run(test())
+
+
+def test_an_engine_that_hangs_is_given_up_and_frees_its_slot():
+    async def test():
+        async with running(("a",), default="a", silence_timeout_s=0.1) as (session, engines, router, _):
+            async with session.post("/v1/completions", json=BODY) as answer:
+                assert answer.status == 503
+            engines["a"].go.set()  # now it begins an answer and falls silent in it
+            with pytest.raises(aiohttp.ClientError):
+                async with session.post("/v1/completions", json=BODY) as answer:
+                    await answer.read()
+            await until(lambda: router.backends["a"].in_flight == 0)
+            assert router.backends["a"].outcomes == {"unreachable": 1, "broken_stream": 1}
+
+    run(test())
+
+
+def test_an_engine_given_with_v1_is_found_again():
+    async def test():
+        async with running(("a",), default="a") as (session, engines, *_):
+            config = {"backends": [{"name": "a", "url": f"http://127.0.0.1:{engines['a'].port}/v1"}],
+                      "default": "a", "retry_down_s": 0.05}  # fmt: skip
+            router = Router(RouterConfig.of(config))
+            runner = web.AppRunner(router.app(), shutdown_timeout=0.1)
+            await runner.setup()
+            try:
+                router.backends["a"].alive = False
+                await until(lambda: router.backends["a"].alive)
+            finally:
+                await runner.cleanup()
+
+    run(test())
+
+
+def test_metrics_of_one_name_stand_together():
+    async def test():
+        async with running(**TASKS) as (session, *_), session.get("/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        names = [line.split()[2] if line.startswith("# TYPE") else line.partition("{")[0].split()[0] for line in lines]
+        assert [name for place, name in enumerate(names) if place and name != names[place - 1]] == list(
+            dict.fromkeys(names)
+        )[1:]
+        assert 'router_engine_up{engine="b"} 1' in lines
+
+    run(test())

@@ -111,3 +111,9 @@ def test_a_file_that_is_no_configuration_is_one_sentence(content, tmp_path):
         RouterConfig.read(file)
     with pytest.raises(BadRequest, match="cannot be read"):
         RouterConfig.read(tmp_path / "missing.yaml")
+
+
+def test_messages_of_the_responses_api_are_read_as_those_of_a_chat():
+    said = [{"role": "user", "content": "first"}, {"role": "system", "content": ""}, {"role": "user", "content": "y"}]
+    assert Asked.of({"input": said}, None).text == "y"
+    assert Asked.of({"input": ["a", "b"]}, None).text == "a\nb"
