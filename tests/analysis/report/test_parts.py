@@ -220,7 +220,8 @@ def test_trials_of_a_knee_search_are_drawn_and_never_pooled(made: Any) -> None:
     assert "ttft_p99_s ≤ 0.5, goodput_share ≥ 0.9" in answers.rows[0]
     assert len(trials.rows) == 2
     (chart,) = section.views[0].charts
-    assert palette.LIGHT["c6"] in json.dumps(chart.build(NARROW)) and "<b>" not in inline(chart, begin(chart, Workers(1)))
+    assert palette.LIGHT["c6"] in json.dumps(chart.build(NARROW))
+    assert "<b>" not in inline(chart, begin(chart, Workers(1)))
     found = loads_of(context.points)
     assert [one.name for one in found] == ["knee at 2", "knee at 4"]
     assert found[1].load == "poisson, 4 requests/s" and "client_bound" in found[1].flags
