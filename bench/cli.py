@@ -135,7 +135,9 @@ def _unknown_inside(key: str, cause: BaseException | None) -> str:
 
     if not isinstance(cause, ConfigKeyError) or not cause.full_key or cause.full_key == key:
         return ""
-    known = [field.name for field in dataclasses.fields(cause.object_type)] if cause.object_type else []
+    if not dataclasses.is_dataclass(cause.object_type):  # a mapping with names of its own, as engine.env
+        return ""
+    known = [field.name for field in dataclasses.fields(cause.object_type)]
     near = difflib.get_close_matches(str(cause.key), known, n=1)
     meant = f"did you mean {near[0]}?" if near else "see conf/ for examples"
     return f"{key}: no such setting {cause.full_key}; {meant}"

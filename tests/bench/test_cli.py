@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
         (["+engine.max_num_seq=4"], "engine.max_num_seq: no such setting"),
         (["engine.max_num_seqs=many"], "engine.max_num_seqs: "),
         (["engine.max_model_len=99999999"], "engine.max_model_len=99999999: tiny-qwen2 takes at most 8192 tokens"),
-        (["engine.max_model_len=70"], "workload.points[c4-i64-o8]=64+8 tokens: a request may have at most 70"),
+        (["engine.max_model_len=70"], "workload.points[c4-i64-o8]=prompt and output of 72 tokens: a request may"),
         (["model.source=path", "model.path=/no/such/checkpoint"], "model.path=/no/such/checkpoint: no such folder"),
         (["model.config.hidden_size=null"], "hidden_size"),
         (['engine.extra_args=["--port=3"]'], "engine.extra_args=--port=3: this flag belongs to a setting"),
