@@ -14,9 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.config.knee import SHARE_OBJECTIVES, KneeConfig
+from bench.load.growth import served_share
 
 BRACKETED, AT_LEAST, BELOW, UNFINISHED = "bracketed", "at_least", "below", "unfinished"
 """Outcomes: between two trials; even the highest load held; even the lowest did not; it ended before it knew."""
+
+
+STEADY_SHARE = 0.5
+"""The steady part of a trial is judged, and not the whole, where at least this share of its requests was due in it."""
 
 
 @dataclass(frozen=True)
@@ -162,20 +167,21 @@ class KneeSearch:
 def judge(row: Mapping[str, Any], config: KneeConfig) -> tuple[bool, str]:
     """Whether a trial's `row` (columns of the workloads table) meets `config.slo`, and the first reason if not."""
     wanted, completed = row.get("num_requests") or 0, row.get("completed") or 0
+    steady = (row.get("steady_requests") or 0) >= STEADY_SHARE * completed
+    prefix, where = ("steady_", ", steady state") if steady else ("", "")
     if completed < config.min_completed_share * wanted or not completed:
         cause = f" ({row['failure_cause']})" if row.get("failure_cause") else ""
         return False, f"{completed} of {wanted} requests completed{cause}"
     for name, limit in config.slo.items():
-        value = row.get(name)
+        value = row.get(prefix + name)
         if value is None:
             return False, f"{name} was not measured"
         if name in SHARE_OBJECTIVES:
             if value < limit:
-                return False, f"{name} {value:.3f} < {limit:g}"
+                return False, f"{name} {value:.3f} < {limit:g}{where}"
         elif value > limit:
-            return False, f"{name} {value:.4g} s > {limit:g} s"
-    # What was really offered, not what was asked: few Poisson arrivals may come at another rate by chance.
-    offered, served = row.get("offered_requests_per_s"), row.get("served_requests_per_s")
-    if config.axis == "rate" and offered and served is not None and served < config.min_rate_share * offered:
-        return False, f"served {served:.3g} of {offered:.3g} requests/s offered"
+            return False, f"{name} {value:.4g} s > {limit:g} s{where}"
+    growth = row.get("latency_growth")
+    if config.axis == "rate" and growth is not None and served_share(growth) < config.min_rate_share:
+        return False, f"served about {served_share(growth):.0%} of the rate: latency grew {growth:.2g} s every second"
     return True, ""

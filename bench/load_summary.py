@@ -37,7 +37,7 @@ def print_loads(console: Console, engines: Sequence[Row], by_run: Mapping[str, S
         cells = (
             str(engine["model"]), str(engine["quantization"]), _whole(engine["effective_max_num_batched_tokens"]),
             _whole(engine["effective_max_num_seqs"]), str(row["workload"]), _rate(offered),
-            _rate(row.get("served_requests_per_s") or row.get("requests_per_s")), _rate(row.get("mean_in_flight")),
+            _rate(_served(row)), _rate(row.get("mean_in_flight")),
             _ms(row, "ttft_p50_s"), _ms(row, "ttft_p99_s"), _ms(row, "tpot_p50_s"), _ms(row, "tpot_p99_s"),
             "-" if row.get("goodput_share") is None else f"{row['goodput_share']:.0%}", notes(row),
         )  # fmt: skip
@@ -55,6 +55,14 @@ def notes(row: Row) -> str:
     if row.get("failed") or row.get("not_sent"):
         told.append(f"{(row.get('failed') or 0) + (row.get('not_sent') or 0)} requests failed")
     return ", ".join(told)
+
+
+def _served(row: Row) -> float | None:
+    """Requests/s of the steady state; without one, between the first and the last completion, which few distort."""
+    for name in ("steady_requests_per_s", "served_requests_per_s", "requests_per_s"):
+        if (value := row.get(name)) is not None:
+            return float(value)
+    return None
 
 
 def _ms(row: Row, name: str) -> str:

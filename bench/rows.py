@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.checkpoint import text_config
 from bench.drift import drift_columns
+from bench.load.growth import latency_growth
 from bench.load.result import LoadResult
 from bench.outcome import Stretch
 from bench.record.tables import table_schema
@@ -151,6 +152,7 @@ def workload_columns(result: LoadResult) -> dict[str, Any]:
         "outcomes_json": as_json(result.outcomes),
         "errors_json": as_json(result.errors),
         "served_requests_per_s": _served_per_s(result),
+        "latency_growth": _growth(result),
         "received_tokens": received,
         "token_count_difference": difference,
         "client_bound": "client_bound" in result.flags,
@@ -166,6 +168,11 @@ def _served_per_s(result: LoadResult) -> float | None:
     if not result.spec.is_open or len(ends_ns) < 2 or max(ends_ns) == min(ends_ns):
         return None
     return (len(ends_ns) - 1) * 1e9 / (max(ends_ns) - min(ends_ns))
+
+
+def _growth(result: LoadResult) -> float | None:
+    found = latency_growth(result.records) if result.spec.is_open and result.spec.kind.has_steady_state else None
+    return None if found is None else found[0]
 
 
 def request_rows(row: dict[str, Any], result: LoadResult) -> list[dict[str, Any]]:

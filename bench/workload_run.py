@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench import checkpoint
-from bench.config import WorkloadPoint
+from bench.config import KneeConfig, WorkloadPoint
 from bench.engine import memory
 from bench.engine.base import EngineProcess
 from bench.engine.failure import Failure
@@ -202,13 +202,15 @@ class WorkloadRun:
         holding = [row for row in rows if row["knee_met"] and row["knee_value"] == knee.highest_met]
         if any(row["client_bound"] and row["knee_value"] in (knee.highest_met, knee.lowest_broken) for row in rows):
             notes.append("the client was at its limit where the knee was decided: it may be the client's")
+        decided = [row for row in rows if row["knee_value"] in (knee.highest_met, knee.lowest_broken)]
+        notes += few_samples(point.knee, decided)
         for row in rows:
             row |= {
                 "knee_outcome": knee.outcome, "knee_highest_met": knee.highest_met, "knee_trials": knee.trials,
                 "knee_lowest_broken": knee.lowest_broken, "knee_notes": "; ".join(notes) or None,
                 "knee_answer": bool(holding) and row is holding[-1],
             }  # fmt: skip
-        self.progress.note(f"{point.name}: {knee.sentence(point.knee.axis)}")
+        self.progress.note("; ".join([f"{point.name}: {knee.sentence(point.knee.axis)}", *notes]))
 
     def trial_failed(self, row: dict[str, Any], result: LoadResult) -> None:
         """A trial that did not go through is an answer, not a failure of the engine start."""
@@ -269,6 +271,17 @@ def trial_spec(point: WorkloadPoint, spec: LoadSpec, value: float, seed: int) ->
         return dataclasses.replace(trial, rate_per_s=value, num_requests=enough)
     enough = max(least, math.ceil(value * knee.requests_per_slot))
     return dataclasses.replace(trial, concurrency=int(value), num_requests=enough)
+
+
+def few_samples(config: KneeConfig, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to say where a percentile that decided is one of too few requests."""
+    told = []
+    for percentile in ("p95", "p99"):
+        counts = [row["completed"] for row in rows if f"few_samples_{percentile}" in row["flags"]]
+        if counts and any(f"_{percentile}_" in name and not name.startswith("itl_") for name in config.slo):
+            told.append(f"{percentile} of {min(counts)} requests is hardly more than their maximum; ask for more with "
+                        "num_requests")  # fmt: skip
+    return told
 
 
 def progress_text(now: LoadProgress, spec: LoadSpec) -> str:

@@ -19,8 +19,10 @@ from analysis.throughput.calibration import METRICS, Metric, weight_format
 from analysis.throughput.roofline import Limits, Turn, Vector, of_run, turn, waiting_turns
 from analysis.throughput.work import Work, work_of
 
-CLIENT_BOUND: Final = ("client_bound", "client_cpu_bound", "client_starved", "send_delay")
-"""Flags that say the client limited or delayed what was measured."""
+CLIENT_BOUND: Final = (
+    "client_bound", "client_cpu_bound", "client_starved", "client_lag", "client_share", "send_delay",
+)  # fmt: skip
+"""Flags that say the client limited or delayed what was measured; rows older than the first carry only the others."""
 SPOILT: Final[dict[str, str]] = {
     "failed_requests": "some requests failed", "aborted": "called off", "no_completed_requests": "nothing completed",
     "prefix_cache_hits": "prompts were partly cached", "prompt_tokens_mismatch": "other prompts than asked",

@@ -16,12 +16,14 @@ def require(ok: bool, field: str, value: Any, fix: str) -> None:
         raise BadRequest(f"{field}={value}: {fix}")
 
 
-def positive(field: str, value: int | float | None, *, optional: bool = False) -> None:
-    """Refuse zero and negative values; None only where the engine's own default may stand."""
+def positive(
+    field: str, value: int | float | None, *, optional: bool = False, null: str = "vLLM's own default"
+) -> None:
+    """Refuse zero and negative values; None only where ``optional``, and ``null`` says what it then means."""
     if value is None:
         require(optional, field, value, "a value is needed here, greater than 0")
         return
-    leave = ", or null for vLLM's own default" if optional else ""
+    leave = f", or null for {null}" if optional else ""
     require(value > 0, field, value, f"must be greater than 0{leave}")
 
 

@@ -40,12 +40,14 @@ class KneeConfig:
     """Try both ends of the answer once more with other prompts; where two trials of one disagree, a third decides."""
     slo: dict[str, float] = field(default_factory=dict)
     """Objective by column of the workloads table, such as {ttft_p99_s: 0.5, tpot_p99_s: 0.05}; seconds are upper
-    limits, `goodput_share` is a lower one. All must hold."""
+    limits, `goodput_share` is a lower one. All must hold: in the steady part of a trial where most of its requests were
+    due in one, for all requests begin at once and the burst belongs to no lasting load; else in the whole of it."""
     min_completed_share: float = 1.0
     """Share of a trial's requests that must complete."""
     min_rate_share: float = 0.9
-    """Rate axis: share of the offered rate that requests must complete at. A short trial just past saturation ends
-    before its queue is long enough to break a latency objective: this tells it from a load the engine keeps up with."""
+    """Rate axis: share of the offered load that must be served, by how latency grows during the trial
+    (`latency_growth`). A short trial just past saturation ends before its queue is long enough to break a latency
+    objective: this tells it from a load the engine keeps up with."""
     trial_s: float = 10.0
     """Rate axis: seconds of offered load a trial, at least."""
     requests_per_slot: float = 4.0

@@ -11,6 +11,8 @@ from bench.config.device import DeviceConfig, TelemetryConfig
 from bench.config.engine import EngineConfig
 from bench.config.model import ModelConfig, QuantizationConfig
 from bench.config.workload import WorkloadConfig
+from bench.errors import BadRequest
+from bench.load.plan import check_prompts
 
 LAUNCHERS = ("auto", "warm", "spawn")
 RERUNS = ("transient", "failed", "all")
@@ -119,7 +121,14 @@ def check_request(cfg: BenchConfig, model_config: dict[str, Any]) -> None:
     )  # fmt: skip
     room = length or limit
     for point in cfg.workload.points:
-        need = point.spec(point.seed).longest_request_tokens
+        spec = point.spec(point.seed)
+        vocabulary = model_config.get("vocab_size")
+        if isinstance(vocabulary, int):
+            try:
+                check_prompts(spec, vocabulary)
+            except BadRequest as error:
+                raise BadRequest(f"workload.points[{point.name}].{error}") from None
+        need = spec.longest_request_tokens
         require(
             room is None or need <= room,
             f"workload.points[{point.name}]", f"prompt and output of {need} tokens",

@@ -65,7 +65,7 @@ class WorkloadPoint:
     slo_tpot_s: float | None = None
     """... mean time per output token after the first, ..."""
     slo_itl_s: float | None = None
-    """... longest gap between two chunks, ..."""
+    """... longest inter-token latency, one value a token, ..."""
     slo_e2e_s: float | None = None
     """... and until the last token."""
     warmup_requests: int = 8
@@ -92,11 +92,12 @@ class WorkloadPoint:
 
     def __post_init__(self) -> None:
         prefix = f"workload.points[{self.name}]"
+        self._refuse_what_is_ignored(prefix)
         if self.pattern == "closed_loop" and self.concurrency is None:
             self.concurrency = DEFAULT_CONCURRENCY
         if self.num_requests is None and self.duration_s is None and self.pattern != "trace":
             self.num_requests = DEFAULT_REQUESTS
-        positive(f"{prefix}.max_duration_s", self.max_duration_s, optional=True)
+        positive(f"{prefix}.max_duration_s", self.max_duration_s, optional=True, null="no limit")
         require(self.warmup_requests >= 0, f"{prefix}.warmup_requests", self.warmup_requests, "must be 0 or more")
         if self.knee is not None:
             stated = any(getattr(self, f"slo_{metric}_s") is not None for metric in SLO_METRICS)
@@ -104,6 +105,22 @@ class WorkloadPoint:
             if self.knee.axis == "rate" and self.rate_per_s is None and self.pattern != "closed_loop":
                 self.rate_per_s = self.knee.low
         self.spec(self.seed)
+
+    def _refuse_what_is_ignored(self, prefix: str) -> None:
+        """A setting that changes nothing would be taken for one that does."""
+        plain = {item.name: item.default for item in dataclasses.fields(self)}
+        if self.pattern == "trace":
+            for name in ("input_tokens", "output_tokens"):
+                value = getattr(self, name)
+                require(value == plain[name], f"{prefix}.{name}", value, "leave it out; a trace brings its own lengths")
+        if self.knee is None:
+            return
+        require(self.duration_s is None, f"{prefix}.duration_s", self.duration_s,
+                "leave it out; how long a trial of a knee is, knee.trial_s or num_requests says")  # fmt: skip
+        axis = "rate_per_s" if self.knee.axis == "rate" else "concurrency"
+        value = getattr(self, axis)
+        require(value is None or value == self.knee.low, f"{prefix}.{axis}", value,
+                f"leave it out; the knee search sets it, beginning at knee.low={self.knee.low:g}")  # fmt: skip
 
     def spec(self, seed: int) -> LoadSpec:
         """What the load generator is asked for, with ``seed`` for this one run. Raises :class:`BadRequest`."""

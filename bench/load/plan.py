@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
+from bench.errors import BadRequest
 from bench.load.prompts import prompt_token_ids, request_token_ids
 from bench.load.schedule import PlannedRequest, planned_requests
 from bench.load.spec import LoadSpec
@@ -18,11 +18,12 @@ PREBUILT_ROUNDS = 4  # of all slots, where nobody knows how many requests there 
 
 @dataclass(frozen=True)
 class DrivePlan:
-    """The part of a load that worker ``worker`` of ``workers`` sends: every ``workers``-th request.
+    """The part of a load that worker ``worker`` of ``workers`` sends: so many requests of every round.
 
-    ``slots``: those of a closed loop that are this worker's, or its share of an open load's cap (0: no cap).
-    ``first_slot``: where its slots begin in the count over all workers. ``total``: its requests, None where only the
-    duration ends them.
+    ``slots``: those of a closed loop that are this worker's, or an open load's cap (0: no cap), which one worker has
+    alone. ``first_slot``: where its slots begin in the count over all workers. ``rounds``: after how many requests it
+    is this worker's turn again, and ``turns``: which requests of a round are its own. ``total``: its requests, None
+    where only the duration ends them.
     """
 
     target: Target
@@ -33,11 +34,13 @@ class DrivePlan:
     workers: int
     slots: int
     first_slot: int
+    rounds: int
+    turns: range
     total: int | None
 
     def requests(self) -> Iterator[PlannedRequest]:
         """This worker's requests in order; the same ones at every call."""
-        return islice(planned_requests(self.spec), self.worker, None, self.workers)
+        return (one for one in planned_requests(self.spec) if one.index % self.rounds in self.turns)
 
     def wire(self, request: PlannedRequest) -> bytes:
         """The bytes of a request."""
@@ -53,25 +56,47 @@ class DrivePlan:
 def make_plans(base_url: str, model: str, spec: LoadSpec, vocab_size: int, workers: int) -> list[DrivePlan]:
     """Deal a load out to ``workers`` processes, or fewer where there is not one slot or request for each.
 
-    Request k goes to worker k modulo their number, so that each sees the whole pattern thinned out; slots are split as
-    evenly as whole numbers allow. Raises :class:`BadRequest` for a load that cannot be made.
+    Slots are split as evenly as whole numbers allow, and requests by slots: of every round of as many requests as
+    there are slots each worker has one for each of its own. Were they dealt evenly, a worker with more slots would be
+    done first and the others would go on at a lower concurrency. An open load without a cap is dealt by turns: each
+    worker sees the whole pattern thinned out. Raises :class:`BadRequest` for a load that cannot be made.
     """
     target, total = Target.parse(base_url), spec.total
-    if spec.shared_prefix_ratio == 0 and total is not None:
-        # Prompts are made while the run is prepared; whether there are so many different ones shows here already.
-        shortest = spec.input_lengths.min if not spec.kind.brings_lengths else spec.longest_request_tokens
-        prompt_token_ids(spec.seed, total - 1, shortest, vocab_size)
+    check_prompts(spec, vocab_size)
     cap = spec.concurrency or 0
+    if spec.is_open and cap:
+        workers = 1  # a cap on all requests in flight is one count
     limits = [limit for limit in (total, cap or None) if limit is not None]
     workers = max(1, min([workers, *limits]))
     slots = cap if spec.is_open or total is None else min(cap, total)
     plans, first_slot = [], 0
     for worker in range(workers):
         mine = slots // workers + (worker < slots % workers)
-        share = None if total is None else len(range(worker, total, workers))
-        plans.append(DrivePlan(target, model, vocab_size, spec, worker, workers, mine, first_slot, share))
+        rounds, turns = workers, range(worker, worker + 1)
+        if slots:
+            rounds, turns = slots, range(first_slot, first_slot + mine)
+        share = None if total is None else sum(len(range(turn, total, rounds)) for turn in turns)
+        plans.append(
+            DrivePlan(target, model, vocab_size, spec, worker, workers, mine, first_slot, rounds, turns, share)
+        )
         first_slot += mine
     return plans
+
+
+def check_prompts(spec: LoadSpec, vocab_size: int) -> None:
+    """Refuse, before anything starts, a load of more requests than there are prompts that begin differently."""
+    total, shortest = spec.total, spec.shortest_prompt_tokens
+    if spec.shared_prefix_ratio > 0 or total is None:
+        return
+    try:
+        prompt_token_ids(spec.seed, total - 1, shortest, vocab_size)
+    except BadRequest:
+        if not spec.kind.brings_lengths:
+            raise
+        raise BadRequest(
+            f"trace_file={spec.trace_file}: of its {total} requests the shortest have {shortest} prompt tokens, and so "
+            "many such prompts cannot all begin differently; cut it with num_requests"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench.load.latency import longest_gap_s, meets
+from bench.load.latency import longest_itl_s, meets
 from bench.load.records import RequestRecord
 
 REQUEST_COLUMNS: dict[str, tuple[str, str, str]] = {
@@ -27,7 +27,7 @@ REQUEST_COLUMNS: dict[str, tuple[str, str, str]] = {
     "resends": ("int", "", "Sendings on a connection that the server had closed"),
     "ttft_s": ("float", "s", "Due until first token"),
     "tpot_s": ("float", "s", "Mean time per output token after the first"),
-    "itl_max_s": ("float", "s", "Longest gap between two chunks"),
+    "itl_max_s": ("float", "s", "Longest inter-token latency, one value a token"),
     "e2e_s": ("float", "s", "Due until last token"),
     "send_delay_s": ("float", "s", "Free to go until sent"),
     "steady": ("bool", "", "Due in the steady window"),
@@ -75,7 +75,7 @@ def request_columns(
             "resends": record.resends,
             "ttft_s": record.ttft_s,
             "tpot_s": record.tpot_s,
-            "itl_max_s": longest_gap_s(record),
+            "itl_max_s": longest_itl_s(record),
             "e2e_s": record.e2e_s,
             "send_delay_s": record.send_delay_s,
             "steady": steady_ns is not None and steady_ns[0] <= record.scheduled_ns <= steady_ns[1],

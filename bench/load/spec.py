@@ -40,7 +40,7 @@ class LoadSpec:
     distribution, see :mod:`bench.load.lengths`. ``shared_prefix_ratio`` is the share of each prompt that it has in
     common with the others of its group (``prefix_groups`` of them, taken in turn); at 0 no two prompts begin alike.
 
-    ``slo_*_s`` are limits a request must meet to count for the goodput; ``slo_itl_s`` is for its longest gap.
+    ``slo_*_s`` are limits a request must meet to count for the goodput; ``slo_itl_s`` is for its longest ITL.
 
     ``seed`` makes prompts, lengths and arrivals, each the same for the same seed. Give every run on the same engine
     its own (see :func:`bench.load.prompts.derive_seed`): with the same seed it would send the same prompts, and be
@@ -154,6 +154,12 @@ class LoadSpec:
         return sum(row[1] for row in rows) / len(rows) if rows else self.output_lengths.mean
 
     @property
+    def shortest_prompt_tokens(self) -> int:
+        """Fewest tokens that a prompt may have."""
+        rows = self._trace_tokens
+        return min(row[0] for row in rows) if rows else self.input_lengths.min
+
+    @property
     def longest_request_tokens(self) -> int:
         """Most tokens that one request may have, prompt and output together."""
         rows = self._trace_tokens
@@ -187,6 +193,10 @@ class LoadSpec:
                 means_something or getattr(self, name) == silent, name,
                 f"pattern {self.pattern} has no use for it; it belongs to {wanted}",
             )  # fmt: skip
+        self._check(
+            not (self.is_open and self.concurrency) or self.workers <= 1, "workers",
+            f"a cap on requests in flight (concurrency={self.concurrency}) is one count and takes one worker; write 1",
+        )  # fmt: skip
         ends = kind.brings_lengths or self.num_requests is not None or self.duration_s is not None
         self._check(ends, "num_requests", "say how much to send: num_requests, duration_s or both")
 

@@ -10,10 +10,12 @@ Simulation 69, 1997; White, Cobb and Spratt, Winter Simulation Conference 2000):
 first half, the one whose remainder has the smallest standard error of its mean. An optimum at the end of that half
 means that the level was never reached. What remains must not drift: the window is refused when a straight line through
 ten batches of it has a slope that is significant (1 %, two-sided) and makes up more than a fifth of the level: an
-engine below the offered rate queues more and more. The window ends with the last request due, for the load ends there.
-With few requests the rule likes to cut off an early burst, so at least 50 are asked for: on simulated Poisson arrivals
-at an idle engine the rate in the window is then 2 % below the true one on average (0.5 % with 100, 0.2 % with 400; with
-20 it would be 9 %).
+engine below the offered rate queues more and more. The number in flight is noisy, so latency is asked too: the window
+is refused as well when it grows by more than :data:`GROWTH_LIMIT` seconds a second (:mod:`bench.load.growth`), as where
+an engine serves less than 95 % of the load. The window ends with the last request due, for the load ends there. With
+few requests the rule likes to cut off an early burst, so at least 50 are asked for: on simulated Poisson arrivals at an
+idle engine the rate in the window is then 2 % below the true one on average (0.5 % with 100, 0.2 % with 400; with 20 it
+would be 9 %).
 
 Neither window goes on past the last request that went well, nor, in a run that was called off, past the first due time
 of a request that was cut short: its tokens count nowhere, and the rate after that would be too low.
@@ -29,10 +31,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bench.load.growth import latency_growth
 from bench.load.records import RequestRecord
 
 BINS, BATCH = 400, 5
 MIN_REQUESTS = 50
+GROWTH_LIMIT = 0.05
 DRIFT_BATCHES, DRIFT_T, DRIFT_SHARE = 10, 3.355, 0.2  # Student's t for 8 degrees of freedom, 1 % two-sided
 
 RULES = {
@@ -82,7 +86,7 @@ def open_loop_window(records: Sequence[RequestRecord]) -> SteadyWindow:
         return SteadyWindow(rule)
     level = in_flight(records, begin_ns, end_ns, BINS)
     cut = mser5(level)
-    if cut is None or drifts(level[cut:]):
+    if cut is None or drifts(level[cut:]) or _piles_up(records):
         return SteadyWindow(rule, drifts=True)
     return SteadyWindow(rule, begin_ns + round((end_ns - begin_ns) * cut / BINS), end_ns)
 
@@ -120,6 +124,11 @@ def drifts(series: npt.NDArray[np.float64]) -> bool:
     error = float(np.sqrt(rest @ rest / (len(x) - 2) / (x @ x)))
     significant = abs(slope) > DRIFT_T * error
     return significant and abs(slope) * len(x) > DRIFT_SHARE * float(batches.mean())
+
+
+def _piles_up(records: Sequence[RequestRecord]) -> bool:
+    found = latency_growth(records)
+    return found is not None and found[0] > GROWTH_LIMIT and found[1] > 0
 
 
 def _counted_until_ns(records: Sequence[RequestRecord]) -> int | None:

@@ -45,15 +45,18 @@ def read_rows(setting: str, path: str) -> Sequence[Row]:
     return _read(setting, path, file, status.st_mtime_ns, status.st_size)
 
 
-def column_of(setting: str, path: str, rows: Sequence[Row], holds: str, name: str | None = None) -> str:
-    """The key under which ``rows`` keep what ``holds`` names. Raises :class:`BadRequest` if there is none."""
+def column_of(
+    setting: str, path: str, rows: Sequence[Row], holds: str, name: str | None = None, *, alone: bool = False
+) -> str:
+    """The key under which ``rows`` keep what ``holds`` names; with ``alone`` plain numbers will do. Raises
+    :class:`BadRequest` if there is none."""
     known = (name.lower(),) if name else COLUMNS[holds]
     for key in known:
         if key in rows[0]:
             return key
-    if "" in rows[0] and name is None:
+    if "" in rows[0] and name is None and alone:
         return ""
-    there = ", ".join(rows[0]) or "plain numbers"
+    there = ", ".join(key for key in rows[0] if key) or "plain numbers"
     raise BadRequest(f"{setting}={path}: it has no column {' or '.join(known)} for the {holds} (it has: {there})")
 
 
@@ -77,7 +80,7 @@ def tokens_of(setting: str, path: str, rows: Sequence[Row], key: str) -> list[in
 def read_column(setting: str, path: str, column: str | None, holds: str) -> list[int]:
     """Token counts of one column; ``holds`` is ``input_tokens`` or ``output_tokens``."""
     rows = read_rows(setting, path)
-    return tokens_of(setting, path, rows, column_of(setting, path, rows, holds, column))
+    return tokens_of(setting, path, rows, column_of(setting, path, rows, holds, column, alone=True))
 
 
 @lru_cache(maxsize=8)
@@ -108,6 +111,8 @@ def _parse(text: str) -> list[Row]:
                 raise ValueError(f"line {number} is not an object")
             rows.append({str(key).lower(): value for key, value in row.items()})
         return rows
+    if lines[0].lstrip().startswith("["):
+        raise ValueError("a JSON array; write one object a line")
     if _is_number(lines[0]):
         return [{"": line.strip()} for line in lines]
     return [

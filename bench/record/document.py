@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,6 +67,8 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "results/README.md")
+    parser = argparse.ArgumentParser(description="Write the documentation of all columns as Markdown.")
+    parser.add_argument("target", nargs="?", type=Path, default=Path("results/README.md"))
+    target = parser.parse_args().target
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(markdown())

@@ -206,7 +206,7 @@ TELEMETRY = Group(
         number("power_mean_w", "W", "Mean power under load"),
         number("power_peak_w", "W", "Peak power"),
         number("energy_j", "J", "Energy of the whole run"),
-        text("energy_source", "counter | integral"),
+        text("energy_source", "counter | power_integral"),
         number("sm_clock_min_mhz", "MHz", "Lowest SM clock under load"),
         number("sm_clock_median_mhz", "MHz", "Median SM clock under load"),
         number("temperature_peak_c", "degC", "Highest temperature"),

@@ -88,7 +88,7 @@ LOAD = Group(
         count("run_seed", "Seed derived from it for this row: its prompts, lengths and arrival times follow from it"),
         seconds("slo_ttft_s", "Objective of goodput: longest TTFT"),
         seconds("slo_tpot_s", "... longest TPOT"),
-        seconds("slo_itl_s", "... longest gap between two tokens of a request"),
+        seconds("slo_itl_s", "... longest ITL, one value a token"),
         seconds("slo_e2e_s", "... longest time to the last token"),
     ),
 )  # fmt: skip
@@ -116,6 +116,8 @@ THROUGHPUT = Group(
         *_rates("", "the window"),
         number("offered_requests_per_s", "requests/s", "Open loop: requests due over the time in which they were due"),
         number("served_requests_per_s", "requests/s", "Open loop: completions a second, from the first to the last"),
+        number("latency_growth", "s/s", "Open loop, later half of it: how much longer a request took for each second "
+               "that it was due later; 1/r - 1 where only the share r of the load is served"),
         number("mean_in_flight", "requests", "Requests in flight on average"),
         count("peak_in_flight", "Most requests in flight", "requests"),
         number("tokens_per_chunk", "tokens", "Tokens the engine sent at once"),

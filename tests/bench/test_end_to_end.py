@@ -261,3 +261,15 @@ def test_two_sweeps_on_one_device_do_not_run_at_once(bench, tmp_path):
     assert done.returncode == 1
     assert "another sweep" in done.stderr and str(os.getpid()) in done.stderr
     assert _rows(tmp_path / "x") == []
+
+
+def test_the_prefix_cache_answers_what_prompts_share_and_nothing_else(bench, tmp_path):
+    load = "concurrency:2,num_requests:8,warmup_requests:2,input_tokens:256,output_tokens:4"
+    points = f"[{{name:unique,{load}}},{{name:shared,{load},shared_prefix_ratio:0.5,prefix_groups:1}}]"
+    done = bench(*POINT, f"workload.points={points}", "engine.enable_prefix_caching=true", "engine.block_size=32",
+                 "engine.kv_cache_memory_bytes=64MiB", "set=prefix", f"paths.results={tmp_path}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    unique, shared = sorted(_rows(tmp_path / "prefix", "workloads"), key=lambda row: row["position"])
+    assert unique["prefix_cache_hit_tokens"] == 0 and "prefix_cache_hits" not in unique["flags"]
+    # All but those that came before the first had been read: one or two of the eight.
+    assert shared["prefix_cache_hit_tokens"] in (6 * 128, 7 * 128) and "shared_prefix_unused" not in shared["flags"]

@@ -124,7 +124,7 @@ def test_a_load_that_cannot_be_sent_ends_the_search_with_what_it_knows():
 
 
 ROW = {"num_requests": 100, "completed": 100, "ttft_p99_s": 0.4, "goodput_share": 0.97, "offered_requests_per_s": 10.0,
-       "served_requests_per_s": 9.8}  # fmt: skip
+       "latency_growth": 0.02}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,13 @@ ROW = {"num_requests": 100, "completed": 100, "ttft_p99_s": 0.4, "goodput_share"
         ({"ttft_p99_s": 0.6}, {}, "ttft_p99_s 0.6 s > 0.5 s"),
         ({"ttft_p99_s": None}, {}, "ttft_p99_s was not measured"),
         ({"goodput_share": 0.8}, {"slo": {"goodput_share": 0.9}}, "goodput_share 0.800 < 0.9"),
-        ({"served_requests_per_s": 8.0}, {}, "served 8 of 10 requests/s offered"),
-        ({"served_requests_per_s": 8.0}, {"axis": "concurrency"}, ""),
+        ({"latency_growth": 0.25}, {}, "served about 80% of the rate: latency grew 0.25 s every second"),
+        ({"latency_growth": 0.25}, {"axis": "concurrency"}, ""),
+        ({"latency_growth": None}, {}, ""),
+        # The burst at the beginning is no part of the load that lasts.
+        ({"ttft_p99_s": 0.9, "steady_requests": 75, "steady_ttft_p99_s": 0.3}, {}, ""),
+        ({"steady_requests": 75, "steady_ttft_p99_s": 0.7}, {}, "ttft_p99_s 0.7 s > 0.5 s, steady state"),
+        ({"ttft_p99_s": 0.9, "steady_requests": 30, "steady_ttft_p99_s": 0.3}, {}, "ttft_p99_s 0.9 s > 0.5 s"),
     ],
 )
 def test_a_trial_is_judged_by_every_objective(changes, config, reason):

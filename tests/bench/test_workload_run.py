@@ -9,10 +9,11 @@ from bench.config import BenchConfig, ModelConfig, WorkloadConfig, WorkloadPoint
 from bench.config.knee import KneeConfig
 from bench.engine.failure import Failure
 from bench.engine.server import ServerError
+from bench.errors import BadRequest
 from bench.load import drive
 from bench.outcome import Outcome
 from bench.record.tables import table_schema
-from bench.workload_run import WorkloadRun, trial_spec
+from bench.workload_run import WorkloadRun, few_samples, trial_spec
 from tests.fakes.sim_server import SimServer
 
 SHAPE = {"architectures": ["LlamaForCausalLM"], "vocab_size": 2048}
@@ -69,7 +70,7 @@ def test_workloads_run_in_order_each_with_prompts_of_its_own(sim):
 
 def test_a_knee_is_searched_and_every_trial_is_a_row(sim):
     knee = KneeConfig(axis="concurrency", low=1, high=3, requests_per_slot=3, slo={"ttft_p50_s": 0.5})
-    engine = Engine(sim, WorkloadPoint("knee", concurrency=1, num_requests=4, knee=knee, **SMALL),
+    engine = Engine(sim, WorkloadPoint("knee", num_requests=4, knee=knee, **SMALL),
                     WorkloadPoint("after", concurrency=1, num_requests=2, **SMALL))  # fmt: skip
     engine.run()
     *trials, after = engine.outcome.workloads
@@ -81,7 +82,10 @@ def test_a_knee_is_searched_and_every_trial_is_a_row(sim):
     assert [row["position"] for row in engine.outcome.workloads] == [0, 1, 2, 3]
     assert all(row["knee_met"] and row["knee_outcome"] == "at_least" for row in trials)
     assert [row["knee_answer"] for row in trials] == [False, False, True]
-    assert engine.notes == ["knee: at least concurrency 3: nothing tried broke it (3 trials)"]
+    (said,) = engine.notes
+    first, *notes = said.split("; ")
+    assert first == "knee: at least concurrency 3: nothing tried broke it (3 trials)"
+    assert "; ".join(notes) == (trials[-1]["knee_notes"] or ""), "a person is told what the rows are"
     assert engine.phases[:3] == ["warmup:knee", "load:knee#1", "ready"] and "load:knee#3" in engine.phases
     assert after["workload"] == "after" and after.get("knee_trial") is None
 
@@ -101,7 +105,7 @@ def test_a_knee_that_breaks_fails_no_engine_start(sim):
 def test_a_trial_without_end_is_an_answer_and_the_search_goes_on():
     with SimServer(ttft_s=[0.01] * 12 + [30.0] * 100, itl_s=0.001) as sim:
         knee = KneeConfig(axis="concurrency", low=1, high=2, requests_per_slot=2, slo={"ttft_p99_s": 5.0})
-        point = WorkloadPoint("knee", concurrency=1, num_requests=10, knee=knee, **SMALL | {"max_duration_s": 0.6})
+        point = WorkloadPoint("knee", concurrency=1, num_requests=10, knee=knee, **SMALL | {"max_duration_s": 2.5})
         engine = Engine(sim, point)
         engine.run()
     first, second, *_ = engine.outcome.workloads
@@ -140,7 +144,26 @@ def test_an_engine_that_dies_ends_the_search_and_the_list(sim):
 
 def test_a_trial_is_the_point_at_another_load_and_ends_by_count():
     knee = KneeConfig(axis="rate", low=2, trial_s=10, slo={"e2e_p99_s": 1.0})
-    point = WorkloadPoint("k", pattern="gamma", burstiness=0.5, rate_per_s=2, duration_s=3.0, knee=knee)
+    point = WorkloadPoint("k", pattern="gamma", burstiness=0.5, num_requests=3, knee=knee)
     spec = trial_spec(point, point.spec(0), 7.5, 9)
     assert (spec.rate_per_s, spec.num_requests, spec.duration_s, spec.seed) == (7.5, 75, None, 9)
-    assert dataclasses.replace(spec, rate_per_s=2, num_requests=None, duration_s=3.0, seed=0) == point.spec(0)
+    assert dataclasses.replace(spec, rate_per_s=2, num_requests=3, seed=0) == point.spec(0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"duration_s": 3.0}, r"^workload.points\[k\].duration_s=3.0: leave it out; how long a trial of a knee is"),
+        ({"concurrency": 500}, r"^workload.points\[k\].concurrency=500: leave it out; the knee search sets it"),
+    ],
+)
+def test_a_setting_that_the_search_would_ignore_is_refused(settings, sentence):
+    with pytest.raises(BadRequest, match=sentence):
+        WorkloadPoint("k", knee=KneeConfig(low=1, slo={"ttft_p50_s": 1.0}), **settings)
+
+
+def test_percentiles_of_few_requests_are_named():
+    rows = [{"completed": 12, "flags": ["few_samples_p95", "few_samples_p99"]}, {"completed": 60, "flags": []}]
+    (said,) = few_samples(KneeConfig(slo={"ttft_p95_s": 1.0, "ttft_p50_s": 1.0}), rows)
+    assert said.startswith("p95 of 12 requests is hardly more than their maximum")
+    assert few_samples(KneeConfig(slo={"ttft_p50_s": 1.0, "itl_p99_s": 1.0}), rows) == []

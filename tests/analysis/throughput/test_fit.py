@@ -120,6 +120,7 @@ def test_waiting_for_a_slot_is_predicted_and_not_fitted():
 
 
 @pytest.mark.parametrize(("start", "row", "reason"), [
+    ({}, {"flags": ["client_lag"]}, "client-bound"), ({}, {"flags": ["client_share"]}, "client-bound"),
     ({}, {"client_bound": True}, "client-bound"), ({}, {"flags": ["client_starved"]}, "client-bound"),
     ({}, {"status": "failed"}, "failed or incomplete"), ({"status": "memory_only"}, {}, "failed or incomplete"),
     ({}, {"failed": 2}, "failed or incomplete"), ({}, {"flags": ["preemptions"]}, "requests were preempted"),
@@ -224,3 +225,10 @@ def test_one_model_leaves_its_interval_to_lengths():
     made = build.Fit(origin, observations)
     found = made.interval("tpot")
     assert found["left_out"] == "length" and found["half_width_log"] > 0.02 and made.spread(0) is None
+
+
+def test_every_flag_of_the_client_keeps_a_row_out():
+    from analysis.throughput.observations import CLIENT_BOUND
+    from bench.load.flags import CLIENT_BOUND_FLAGS
+
+    assert set(CLIENT_BOUND_FLAGS) < set(CLIENT_BOUND)

@@ -143,6 +143,13 @@ def test_a_trace_is_cut_by_number_or_by_time(tmp_path):
     assert read_trace(str(file), "ms").offsets_s == pytest.approx([0, 0.001, 0.0025])
 
 
+def test_a_file_of_plain_numbers_is_no_trace(tmp_path):
+    file = tmp_path / "t.txt"
+    file.write_text("10\n20\n30\n")
+    with pytest.raises(BadRequest, match=r"it has no column timestamp_s or .* \(it has: plain numbers\)"):
+        read_trace(str(file))
+
+
 ROWS = [(n, 5, 1) for n in range(0, 200_000, 1000)]
 
 

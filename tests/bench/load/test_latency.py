@@ -10,7 +10,7 @@ from bench.load.latency import (
     Distribution,
     Window,
     inter_token_latencies_s,
-    longest_gap_s,
+    longest_itl_s,
     mean_in_flight,
     meets,
     whole_window,
@@ -202,7 +202,7 @@ def test_limits_are_met_or_not(slo, expected):
 
 
 def test_a_latency_that_does_not_exist_breaks_no_limit():
-    assert longest_gap_s(record(chunks=[(10, 5)])) is None
+    assert longest_itl_s(record(chunks=[(10, 5)])) is None
     assert meets(record(chunks=[(10, 5)]), {"tpot": 0.001, "itl": 0.001, "ttft": 0.011})
 
 

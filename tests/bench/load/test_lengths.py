@@ -109,7 +109,7 @@ def test_wrong_distributions_are_refused_by_name(value, sentence):
         ("input_length\n5\n0\n", "row 2 has input_length '0'"), ("input_length\n5.5\n", "row 1 has input_length"),
         ("input_length\nx\n", "row 1 has"), ("input_length\ninf\n", "row 1 has"), ('{"input_length": 3}\n{', "line 2"),
         ('{"input_length": null}', "row 1 has input_length None"), ("{}\n[1]", "line 2 is not an object"),
-        ("\x00\x01", "it has no rows"),
+        ("\x00\x01", "it has no rows"), ('[{"input_length": 3}]', "a JSON array; write one object a line"),
     ],
 )  # fmt: skip
 def test_wrong_files_are_refused_with_the_row(tmp_path, text, part):

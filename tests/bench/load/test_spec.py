@@ -110,25 +110,39 @@ def test_the_longest_request_is_known_beforehand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("workers", "shares", "slots"), [(1, [10], [4]), (3, [4, 3, 3], [2, 1, 1]), (9, [3, 3, 2, 2], [1] * 4)]
+    ("workers", "shares", "slots"), [(1, [10], [4]), (3, [6, 2, 2], [2, 1, 1]), (9, [3, 3, 2, 2], [1] * 4)]
 )  # fmt: skip
-def test_requests_and_slots_are_dealt_evenly(workers, shares, slots):
+def test_slots_are_dealt_evenly_and_requests_by_slots(workers, shares, slots):
     plans = make_plans("http://h:1", "m", LoadSpec(concurrency=4, num_requests=10), 2048, workers)
     assert [plan.total for plan in plans] == shares and [plan.slots for plan in plans] == slots
     assert [plan.first_slot for plan in plans] == [sum(slots[:n]) for n in range(len(slots))]
     dealt = [[request.index for request in plan.requests()] for plan in plans]
-    assert sorted(sum(dealt, [])) == list(range(10)) and dealt[0][:2] == [0, len(plans)]
+    assert sorted(sum(dealt, [])) == list(range(10)) and [len(one) for one in dealt] == shares
+    assert all(index % 4 in range(plan.first_slot, plan.first_slot + plan.slots)
+               for plan, mine in zip(plans, dealt, strict=True) for index in mine)  # fmt: skip
     assert pickle.loads(pickle.dumps(plans)) == plans and len(pickle.dumps(plans[0])) < 3000
 
 
-def test_a_cap_is_dealt_and_no_cap_stays_none():
-    assert [p.slots for p in make_plans("http://h:1", "m", LoadSpec(**POISSON), 2048, 2)] == [0, 0]
-    assert [p.slots for p in make_plans("http://h:1", "m", LoadSpec(**POISSON, concurrency=3), 2048, 5)] == [1, 1, 1]
+def test_an_open_load_is_dealt_by_turns_and_a_cap_takes_one_worker():
+    plans = make_plans("http://h:1", "m", LoadSpec(**POISSON), 2048, 2)
+    assert [plan.slots for plan in plans] == [0, 0]
+    assert [next(plan.requests()).index for plan in plans] == [0, 1]
+    assert [p.slots for p in make_plans("http://h:1", "m", LoadSpec(**POISSON, concurrency=3), 2048, 5)] == [3]
+    with pytest.raises(BadRequest, match=r"^workers=2: a cap on requests in flight \(concurrency=3\) is one count"):
+        LoadSpec(**POISSON, concurrency=3, workers=2)
 
 
 def test_too_many_short_prompts_are_refused_before_anything_is_sent():
     with pytest.raises(BadRequest, match="^num_requests=5000: of input_tokens=1 only"):
         make_plans("http://h:1", "m", LoadSpec(concurrency=1, num_requests=5000, input_tokens=1), 2048, 1)
+
+
+def test_a_trace_of_too_many_short_prompts_names_the_trace(tmp_path):
+    trace = tmp_path / "t.csv"
+    trace.write_text("timestamp,input_length,output_length\n" + "".join(f"{n}.5,{1 + n % 2},3\n" for n in range(4000)))
+    spec = LoadSpec(pattern="trace", trace_file=str(trace))
+    with pytest.raises(BadRequest, match="^trace_file=.*: of its 4000 requests the shortest have 1 prompt tokens"):
+        make_plans("http://h:1", "m", spec, 2048, 1)
 
 
 def test_requests_beyond_the_memory_for_them_are_made_one_by_one(monkeypatch):

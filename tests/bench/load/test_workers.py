@@ -41,6 +41,16 @@ def test_two_workers_send_what_one_would(run_load):
     assert not load_workers()
 
 
+def test_uneven_slots_are_busy_to_the_end(run_load):
+    """Three slots on two workers: dealt evenly, the requests of one slot would outlast those of the two others."""
+    with SimServer(ttft_s=0.05, itl_s=0.02) as sim:
+        result = run_load(sim.base_url, concurrency=3, num_requests=24, output_tokens=6, workers=2)
+    ends_s = [max(r.end_ns for r in result.records if r.slot == slot) / 1e9 for slot in range(3)]
+    taken = sorted(sum(record.slot == slot for record in result.records) for slot in range(3))
+    assert taken[0] >= 7 and taken[-1] <= 9 and max(ends_s) - min(ends_s) < 0.5 * result.window_s
+    assert result.mean_in_flight > 2.6 or "client_bound" in result.flags
+
+
 def test_an_open_load_keeps_its_schedule_over_workers(run_load):
     with SimServer(ttft_s=0.02, itl_s=0.005) as sim:
         result = run_load(sim.base_url, pattern="constant", rate_per_s=40.0, num_requests=20, workers=2)
