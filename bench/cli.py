@@ -71,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             runner.interrupted()
             return 130
+        except BrokenPipeError:  # `... | head`: the reader has had enough; what was measured is in its files
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         except SystemExit as error:  # --help and its like
             return error.code if isinstance(error.code, int) else 0
 

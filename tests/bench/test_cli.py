@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -126,3 +129,9 @@ def test_help_teaches_and_cfg_shows_the_job(bench):
     assert "python -m bench sweep=cpu" in done.stdout and "deepseek-coder-33b" in done.stdout
     shown = bench("sweep=cpu", "--cfg", "job")
     assert shown.returncode == 0 and "max_num_batched_tokens" in shown.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m bench sweep=gpu device=cpu dry_run=true | head -1"
+    done = subprocess.run(command, shell=True, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) == 1 and "Traceback" not in done.stderr, done.stderr
