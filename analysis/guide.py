@@ -106,16 +106,30 @@ OLD_SERVER_MODULE = "vllm.entrypoints.api_server"
 WARNING_TEXT = "GPU is running out of memory"
 
 
+_SEVEN_B = (
+    "The guide names no format for its Qwen2.5 7B and gives it 18 GB, which lies in its own range for a 7B model in "
+    "AWQ (18-25 GB) and below the one in FP16 (24-28 GB): it is taken as AWQ."
+)
+_EIGHT_BIT = "The guide's 8-bit pair is taken as INT8 W8A8; its other 8-bit format is FP8."
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """Two models on the card: (catalogue model, format, GB the guide gives it). `fits` and `batching` are what the
-    guide says: both fit, and with room to serve several requests at once."""
+    guide says: both fit, and with room to serve several requests at once. `reading` says how its words were taken,
+    where they leave a choice."""
 
     name: str
     first: tuple[str, str, float]
     second: tuple[str, str, float]
     fits: bool
     batching: bool
+    reading: str = ""
+
+    @property
+    def models(self) -> tuple[tuple[str, str], ...]:
+        """(catalogue model, format) of each."""
+        return tuple((model, quantization) for model, quantization, _ in (self.first, self.second))
 
     @property
     def total_gb(self) -> float:
@@ -125,33 +139,40 @@ class Scenario:
 SCENARIO_LIST: tuple[Scenario, ...] = (
     Scenario("scenario-1", ("deepseek-coder-33b", "awq", 50), ("mistral-7b", "awq", 20), True, True),
     Scenario("scenario-2", ("deepseek-coder-33b", "awq", 50), ("qwen2.5-14b", "awq", 30), True, True),
-    Scenario("scenario-3", ("qwen2.5-coder-32b", "awq", 50), ("qwen2.5-7b", "awq", 18), True, True),
+    Scenario("scenario-3", ("qwen2.5-coder-32b", "awq", 50), ("qwen2.5-7b", "awq", 18), True, True, _SEVEN_B),
     Scenario("fp16-pair", ("deepseek-coder-33b", "bf16", 75), ("mistral-7b", "bf16", 25), False, False),
-    Scenario("8-bit-pair", ("deepseek-coder-33b", "int8-w8a8", 60), ("mistral-7b", "int8-w8a8", 28), True, False),
-)
+    Scenario("8-bit-pair", ("deepseek-coder-33b", "int8-w8a8", 60), ("mistral-7b", "int8-w8a8", 28), True, False,
+             _EIGHT_BIT),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class SummaryRow:
-    """One line of the guide's closing table, for its 96 GB card. `requests` is the number of concurrent requests that
-    the scenario of the same models promises per model, (least, most), None where it promises none or no end."""
+    """One line of the guide's closing table, for its 96 GB card. `scenario` is the one it sums up, None where the line
+    stands alone; then `alone` is its model. `requests` is the number of concurrent requests that the scenario promises
+    per model, (least, most), None where it promises none or no end."""
 
     name: str
-    models: tuple[tuple[str, str], ...]
+    scenario: Scenario | None
     total_gb: float
     headroom_gb: float
     fits: bool
     requests: tuple[int | None, int | None] = (None, None)
+    alone: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def models(self) -> tuple[tuple[str, str], ...]:
+        """(catalogue model, format) of each, as the scenario has them: one reading of the guide for all tables."""
+        return self.scenario.models if self.scenario else self.alone
 
 
 SUMMARY = "Summary Table"
 SUMMARY_ROWS: tuple[SummaryRow, ...] = (
-    SummaryRow("Recommended", (("deepseek-coder-33b", "awq"), ("mistral-7b", "awq")), 70, 26, True, (8, None)),
-    SummaryRow("Large General", (("deepseek-coder-33b", "awq"), ("qwen2.5-14b", "awq")), 80, 16, True, (4, 6)),
-    SummaryRow("Qwen Family", (("qwen2.5-coder-32b", "awq"), ("qwen2.5-7b", "bf16")), 68, 28, True, (8, 10)),
-    SummaryRow("Budget FP16", (("deepseek-coder-33b", "bf16"), ("mistral-7b", "bf16")), 100, -4, False),
-    SummaryRow("8-bit Both", (("deepseek-coder-33b", "int8-w8a8"), ("mistral-7b", "int8-w8a8")), 88, 8, True),
-    SummaryRow("Single Model", (("deepseek-coder-33b", "awq"),), 50, 46, True),
+    SummaryRow("Recommended", SCENARIO_LIST[0], 70, 26, True, (8, None)),
+    SummaryRow("Large General", SCENARIO_LIST[1], 80, 16, True, (4, 6)),
+    SummaryRow("Qwen Family", SCENARIO_LIST[2], 68, 28, True, (8, 10)),
+    SummaryRow("Budget FP16", SCENARIO_LIST[3], 100, -4, False),
+    SummaryRow("8-bit Both", SCENARIO_LIST[4], 88, 8, True),
+    SummaryRow("Single Model", None, 50, 46, True, alone=(("deepseek-coder-33b", "awq"),)),
 )
-"""Memory in GB of 10^9 bytes. The guide writes no format beside its Qwen2.5 7B, and gives it 18 GB; it is taken as
-unquantized."""
+"""Memory in GB of 10^9 bytes."""

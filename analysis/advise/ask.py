@@ -62,6 +62,18 @@ class Ask:
             raise RequestError("--min-quality needs scores: give them with --quality FILE")
 
 
+def milliseconds(value_s: float) -> str:
+    """A time for people: ms below ten seconds."""
+    return f"{value_s * 1000:,.0f} ms" if value_s < 10 else f"{value_s:,.1f} s"
+
+
+def targets(ask: Ask) -> str:
+    """The targets as the end of a heading; empty where none is stated."""
+    found = [f"{name} {value * 1000:g} ms" for name, value in (("TTFT", ask.slo.ttft_s), ("TPOT", ask.slo.tpot_s))
+             if value is not None]  # fmt: skip
+    return f"; targets: mean {', mean '.join(found)}" if found else ""
+
+
 def seconds(field_name: str, text: str) -> float:
     """`0.5`, `0.5s` or `500ms` as seconds. Raises RequestError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s)?\s*", text)

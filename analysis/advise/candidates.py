@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from analysis import gpus
-from analysis.advise.ask import Ask
+from analysis.advise.ask import Ask, milliseconds
+from analysis.plan import hardware
 from analysis.predict.answer import predict
 from analysis.predict.prediction import GIB, Prediction
 from analysis.predict.request import Request, RequestError
@@ -18,15 +18,6 @@ TOKEN_BUDGETS = (2048, 8192)
 LARGEST_SEQS = 1024
 """vLLM's default max-num-seqs on large cards: what an open loop may need is not known beforehand."""
 
-_NEEDS: dict[str, tuple[tuple[int, int], str]] = {
-    "bf16": ((8, 0), "bfloat16 arithmetic"),
-    "fp8": ((8, 9), "FP8 arithmetic; older cards keep FP8 weights and compute in 16 bits"),
-    "int8-w8a8": ((7, 5), "INT8 arithmetic"),
-    "awq": ((7, 5), "its kernels"),
-    "gptq": ((7, 5), "its kernels"),
-}
-"""Compute capability a format wants, and for what (vLLM's table of supported hardware)."""
-
 Grade = Literal["meets", "likely", "misses", "waits", "tight", "does_not_start", "unknown"]
 
 
@@ -36,7 +27,8 @@ class Candidate:
 
     meets: it fits, holds the load at once, and meets the targets even at the unfavourable ends of the intervals.
     likely: it does at the predicted values. misses: a target is missed. waits: requests queue for want of KV cache.
-    tight: whether it starts lies within the error. does_not_start. unknown: no prediction, `why` says why.
+    tight: whether it starts lies within the error. does_not_start: for want of memory, or because vLLM does not run
+    the format on this card. unknown: no prediction, `why` says why.
     """
 
     model: str
@@ -48,6 +40,18 @@ class Candidate:
     quality: float | None
     grade: Grade
     why: str
+    tensor_parallel_size: int = 1
+
+    @property
+    def held(self) -> float:
+        """How well it holds the load while requests wait: requests/s in an open loop, else full-length requests at
+        once; 0 where there is no prediction."""
+        if self.prediction is None:
+            return 0.0
+        speed = self.prediction.speed
+        if speed is not None and speed.load.rate_per_s is not None:
+            return speed.most_requests_per_s
+        return self.prediction.full_length_requests.value
 
     @property
     def tokens_per_s(self) -> float:
@@ -60,16 +64,17 @@ class Candidate:
         return self.max_num_seqs, self.max_num_batched_tokens, self.kv_cache_dtype
 
 
-def candidates(ask: Ask) -> Iterator[Candidate]:
-    """Every candidate, in no particular order. Raises RequestError where the question itself is wrong."""
+def candidates(ask: Ask, tensor_parallel_size: int = 1) -> Iterator[Candidate]:
+    """Every candidate, in no particular order, on so many cards. Raises RequestError where the question itself is
+    wrong."""
     for model in ask.models:
         for quantization in ask.formats:
             for budget in TOKEN_BUDGETS:
                 for kv in ("auto", "fp8"):
-                    yield _candidate(ask, model, quantization, budget, kv)
+                    yield _candidate(ask, model, quantization, budget, kv, tensor_parallel_size)
 
 
-def _candidate(ask: Ask, model: str, quantization: str, budget: int, kv: str) -> Candidate:
+def _candidate(ask: Ask, model: str, quantization: str, budget: int, kv: str, cards: int) -> Candidate:
     seqs = LARGEST_SEQS if ask.concurrency is None else 1 << (ask.concurrency - 1).bit_length()
     seqs = min(seqs, budget)
     request = Request.of({
@@ -77,15 +82,18 @@ def _candidate(ask: Ask, model: str, quantization: str, budget: int, kv: str) ->
         "vllm_version": ask.vllm_version, "max_model_len": ask.length, "max_num_seqs": seqs,
         "max_num_batched_tokens": budget, "kv_cache_dtype": None if kv == "auto" else kv,
         "concurrency": ask.concurrency, "rate": ask.rate_per_s, "input_tokens": ask.input_tokens,
-        "output_tokens": ask.output_tokens,
+        "output_tokens": ask.output_tokens, "tensor_parallel_size": cards,
     })  # fmt: skip
     quality = ask.quality.get((model, quantization))
     try:
         found = predict(request)
+        lacking = hardware.lacking(request)
     except RequestError as refused:
-        return Candidate(model, quantization, seqs, budget, kv, None, quality, "unknown", str(refused))
-    grade, why = _graded(ask, found)
-    return Candidate(model, quantization, seqs, budget, kv, found, quality, grade, why)
+        return Candidate(model, quantization, seqs, budget, kv, None, quality, "unknown", str(refused), cards)
+    if lacking:  # how fast it would be is no answer, what it would hold is
+        found = replace(found, speed=None)
+    grade, why = ("does_not_start", lacking) if lacking else _graded(ask, found)
+    return Candidate(model, quantization, seqs, budget, kv, found, quality, grade, why, cards)
 
 
 def _graded(ask: Ask, found: Prediction) -> tuple[Grade, str]:
@@ -97,7 +105,7 @@ def _graded(ask: Ask, found: Prediction) -> tuple[Grade, str]:
     # In an open loop the requests in service follow from the prediction; a closed loop states them.
     wanted = float(ask.concurrency) if ask.concurrency is not None else (speed.in_service if speed else 0.0)
     if requests.value < wanted or (speed is not None and speed.saturated):
-        if speed is not None and speed.saturated:
+        if speed is not None and speed.saturated and ask.concurrency is None:
             return "waits", f"it saturates at {speed.most_requests_per_s:.3g} requests/s"
         return "waits", f"the KV cache holds {requests.value:.1f} of {wanted:.0f} requests at once"
     if speed is None:
@@ -110,9 +118,9 @@ def _graded(ask: Ask, found: Prediction) -> tuple[Grade, str]:
         if target is None or one is None:
             continue
         if one.value > target:
-            missed.append(f"mean {name} {_ms(one.value)}, target {_ms(target)}")
+            missed.append(f"mean {name} {milliseconds(one.value)}, target {milliseconds(target)}")
         elif one.high > target:
-            unsure.append(f"mean {name} {_ms(one.value)}, up to {_ms(one.high)} within the interval")
+            unsure.append(f"mean {name} {milliseconds(one.value)}, up to {milliseconds(one.high)} within the interval")
     if missed:
         return "misses", "; ".join(missed)
     short = requests.low < wanted
@@ -121,21 +129,3 @@ def _graded(ask: Ask, found: Prediction) -> tuple[Grade, str]:
         return "likely", "; ".join([*unsure, *held])
     left = found.settings.device.total_bytes - found.device_peak.value
     return "meets", f"{left / GIB:.1f} GiB of the card are left"
-
-
-def hardware_note(quantization: str, gpu: str | None) -> str:
-    """What the card lacks for a format; empty where it lacks nothing or the card is not known."""
-    need = _NEEDS.get(quantization)
-    if need is None or gpu is None:
-        return ""
-    try:
-        card = gpus.find(gpu)
-    except gpus.UnknownGpu:
-        return ""
-    if card.capability >= need[0]:
-        return ""
-    return f"{card.title} (compute capability {card.capability[0]}.{card.capability[1]}) lacks {need[1]}"
-
-
-def _ms(value: float) -> str:
-    return f"{value * 1000:,.0f} ms" if value < 10 else f"{value:,.1f} s"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from analysis.advise.ask import Ask
+    from analysis.advise.candidates import Candidate
 
 EXAMPLES = """\
 examples:
@@ -17,8 +18,9 @@ examples:
   python -m analysis advise --gpu l40s --model qwen2.5-7b --model qwen2.5-14b --rate 4 --ttft 1s --tpot 50ms
   python -m analysis advise --gpu 96gb --together --model deepseek-coder-33b --model mistral-7b --concurrency 8
 
-Several models are alternatives, unless --together asks for all of them on one card. Targets are means. Quality is the
-user's: a CSV file with the columns model, quantization, quality, higher is better.
+Several models are alternatives, unless --together asks for all of them on one card; then targets are held against each
+engine alone, which is the best that it can do beside others. Targets are means. Quality is the user's: a CSV file with
+the columns model, quantization, quality, higher is better.
 Exit code: 0 something serves the load, 1 nothing is predicted to, 2 the question cannot be answered as written.
 """
 
@@ -78,7 +80,7 @@ def _ask(args: argparse.Namespace) -> Ask:
 
 
 def _alternatives(args: argparse.Namespace) -> int:
-    from analysis.advise import render
+    from analysis.advise import instead, render
     from analysis.advise.candidates import candidates
     from analysis.advise.rank import ranked, steps
     from analysis.predict.request import RequestError
@@ -89,12 +91,29 @@ def _alternatives(args: argparse.Namespace) -> int:
         raise RequestError(f"--min-quality {args.min_quality}: no candidate scores as high; lower it or add scores")
     if all(one.grade == "unknown" for one in order):
         raise RequestError(order[0].why)
+    if all(one.prediction and one.prediction.obstacle and one.prediction.obstacle.phase == "config" for one in order):
+        # vLLM refuses the settings whatever the format and the card: the question is at fault, not what was tried.
+        raise RequestError(_refused(order, ask))
     why = steps(order, ask)
+    serves = order[0].grade in ("meets", "likely")
+    changes = [] if serves else instead.changes(ask)
     if args.json:
-        print(json.dumps(render.as_json(order, why, ask), indent=2))
+        print(json.dumps(render.as_json(order, why, ask, changes), indent=2))
     else:
-        sys.stdout.write(render.text(order, why, ask))
-    return 0 if order[0].grade in ("meets", "likely") else 1
+        sys.stdout.write(render.text(order, why, ask, changes))
+    return 0 if serves else 1
+
+
+def _refused(order: list[Candidate], ask: Ask) -> str:
+    """One sentence on settings that vLLM refuses for every model."""
+    limits = {one.model: one.prediction.settings.length_limit for one in order if one.prediction}
+    if all(limit < ask.length for limit in limits.values()):
+        named = ", ".join(f"{limit:,} of {model}" for model, limit in limits.items())
+        return (
+            f"--input-tokens {ask.input_tokens} and --output-tokens {ask.output_tokens} make requests of "
+            f"{ask.length:,} tokens, more than config.json allows ({named}); ask for shorter ones or another model"
+        )
+    return order[0].why
 
 
 def _together(args: argparse.Namespace) -> int:
@@ -106,7 +125,7 @@ def _together(args: argparse.Namespace) -> int:
         print(json.dumps([one.fields() for one in found], indent=2))
     else:
         sys.stdout.write(text(found, ask))
-    return 0 if found and found[0].plan.verdict == "fits" else 1
+    return 0 if found[0].plan.verdict == "fits" and not found[0].misses else 1
 
 
 def _whole(field: str, value: str | None) -> int | None:

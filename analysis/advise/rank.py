@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from analysis.advise.ask import Ask
-from analysis.advise.candidates import Candidate, Grade, hardware_note
+from analysis.advise.candidates import Candidate, Grade
+from analysis.plan import hardware
 
 _ORDER: dict[Grade, int] = {
     "meets": 0, "likely": 1, "misses": 2, "waits": 3, "tight": 4, "does_not_start": 5, "unknown": 6,
@@ -16,8 +17,8 @@ def ranked(found: Iterable[Candidate], ask: Ask) -> list[Candidate]:
     """Of every model and format its best settings, best candidate first.
 
     By grade; then by quality where the user scored every candidate of a grade; then by predicted throughput; then
-    by the memory that is left. An fp8 KV cache counts below the model's own type where both do as well: it changes
-    answers, and its harm is not measured here.
+    by the memory that is left. Where requests wait, what holds most of them comes first. An fp8 KV cache counts below
+    the model's own type where both do as well: it changes answers, and its harm is not measured here.
     """
     everything = [one for one in found if ask.least_quality is None or (one.quality or 0.0) >= ask.least_quality]
     best: dict[tuple[str, str], Candidate] = {}
@@ -27,15 +28,21 @@ def ranked(found: Iterable[Candidate], ask: Ask) -> list[Candidate]:
 
     def key(one: Candidate) -> tuple[float, ...]:
         quality = -(one.quality or 0.0) if scored[one.grade] else 0.0
-        return (_ORDER[one.grade], quality, -one.tokens_per_s, _left(one))
+        return (_ORDER[one.grade], quality, _waiting(one), -one.tokens_per_s, _left(one))
 
     return sorted(best.values(), key=key)
 
 
 def _settings_key(one: Candidate) -> tuple[float, ...]:
-    """Within one format: the grade, the model's own KV type, throughput to a hundredth, the smaller token budget."""
+    """Within one format: the grade, what holds most where requests wait, the model's own KV type, throughput to a
+    hundredth, the smaller token budget."""
     speed = float(f"{one.tokens_per_s:.2g}")
-    return (_ORDER[one.grade], one.kv_cache_dtype != "auto", -speed, one.max_num_batched_tokens)
+    return (_ORDER[one.grade], _waiting(one), one.kv_cache_dtype != "auto", -speed, one.max_num_batched_tokens)
+
+
+def _waiting(one: Candidate) -> float:
+    """Less is better; to two digits, so that a sliver decides nothing."""
+    return -float(f"{one.held:.2g}") if one.grade == "waits" else 0.0
 
 
 def _left(one: Candidate) -> float:
@@ -52,11 +59,16 @@ def steps(order: Sequence[Candidate], ask: Ask) -> list[str]:
     def listed(*grades: Grade) -> str:
         return ", ".join(name for name, one in zip(names, order, strict=True) if one.grade in grades)
 
+    out: dict[str, list[str]] = {}
     for name, one in zip(names, order, strict=True):
         if one.grade in ("does_not_start", "unknown"):
-            told.append(f"{name} is out: {one.why}")
+            out.setdefault(one.why, []).append(name)
+    for why, which in out.items():
+        told.append(f"{', '.join(which)} {'is' if len(which) == 1 else 'are'} out: {why}")
     if late := listed("waits"):
-        told.append(f"these would start and let requests wait: {late}")
+        first = next(one for one in order if one.grade == "waits")
+        kv = " with an fp8 KV cache" if first.kv_cache_dtype != "auto" else ""
+        told.append(f"these would start and let requests wait: {late}; the first holds most{kv}: {first.why}")
     if missed := listed("misses"):
         told.append(f"these hold the load and miss a target: {missed}")
     good = [one for one in order if one.grade in ("meets", "likely")]
@@ -72,9 +84,9 @@ def steps(order: Sequence[Candidate], ask: Ask) -> list[str]:
     if lacking := [name for name, one in zip(names, order, strict=True) if one in good and one.quality is None]:
         which = "no score was given" if len(lacking) == len(good) else f"no score was given for {', '.join(lacking)}"
         told.append(f"quality is not part of this order: {which} (--quality FILE); measure it for your task")
-    for one in good[:3]:
-        if note := hardware_note(one.quantization, ask.gpu):
-            told.append(f"{one.quantization}: {note}")
+    for one in good:
+        if note := hardware.half_note(one.quantization, ask.gpu) or hardware.slower_note(one.quantization, ask.gpu):
+            told.append(f"{one.model}:{one.quantization}: {note}")
     return told
 
 

@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.advise.ask import Ask
+from analysis.advise.ask import Ask, targets
 from analysis.advise.candidates import Candidate
+from analysis.plan import hardware
 from analysis.plan.checkpoints import checkpoint_of
 from analysis.predict.prediction import GIB
 
@@ -19,8 +20,8 @@ _GRADES = {
 }  # fmt: skip
 
 
-def text(order: Sequence[Candidate], why: Sequence[str], ask: Ask) -> str:
-    """The table of candidates, the steps, the command of the first."""
+def text(order: Sequence[Candidate], why: Sequence[str], ask: Ask, instead: Sequence[str] = ()) -> str:
+    """The table of candidates, the steps, the command of the first; where nothing serves, `instead`: what would."""
     known = next((one.prediction for one in order if one.prediction), None)
     load = f"{ask.concurrency} requests at once" if ask.concurrency else f"{ask.rate_per_s:g} requests/s"
     lines = []
@@ -28,7 +29,7 @@ def text(order: Sequence[Candidate], why: Sequence[str], ask: Ask) -> str:
         device = known.settings.device
         lines.append(
             f"on one {device.name} ({device.total_bytes / GIB:.2f} GiB) with vLLM {known.settings.version_text}: "
-            f"{load}, {ask.input_tokens:,} tokens in, {ask.output_tokens:,} out{_targets(ask)}"
+            f"{load}, {ask.input_tokens:,} tokens in, {ask.output_tokens:,} out{targets(ask)}"
         )
     lines += ["", _row("model:format", "settings", "peak, GiB", "at once", "tokens/s", "TTFT", "TPOT", "quality", "")]
     for one in order:
@@ -41,6 +42,11 @@ def text(order: Sequence[Candidate], why: Sequence[str], ask: Ask) -> str:
         lines += ["", f"  {shlex.join(command(first, ask))}"]
         if note := checkpoint_of(first.model, first.quantization)[1]:
             lines += textwrap.wrap(f"note: {note}", _WIDTH, initial_indent="  ", subsequent_indent="  ")
+    else:
+        none = "no single change of load, card or format that was tried is predicted to serve it"
+        lines += ["", "each of these alone is predicted to serve it:" if instead else none]
+        for change in instead:
+            lines += textwrap.wrap(change, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
     lines += ["", *textwrap.wrap(_foot(order), _WIDTH)]
     return "\n".join(lines) + "\n"
 
@@ -50,17 +56,20 @@ def command(one: Candidate, ask: Ask) -> list[str]:
     words = ["vllm", "serve", checkpoint_of(one.model, one.quantization)[0]]
     if one.quantization == "fp8":
         words += ["--quantization", "fp8"]
-    elif one.quantization in ("bf16", "fp16"):
-        words += ["--dtype", {"bf16": "bfloat16", "fp16": "float16"}[one.quantization]]
+    elif dtype := hardware.dtype_flag(one.quantization, ask.gpu):
+        words += ["--dtype", dtype]
     words += ["--max-model-len", str(ask.length), "--max-num-seqs", str(one.max_num_seqs)]
     words += ["--max-num-batched-tokens", str(one.max_num_batched_tokens)]
     return words + (["--kv-cache-dtype", one.kv_cache_dtype] if one.kv_cache_dtype != "auto" else [])
 
 
-def as_json(order: Sequence[Candidate], why: Sequence[str], ask: Ask) -> dict[str, Any]:
+def as_json(
+    order: Sequence[Candidate], why: Sequence[str], ask: Ask, instead: Sequence[str] = ()
+) -> dict[str, Any]:
     """Everything a program may want; sizes in bytes, times in seconds."""
     return {
         "steps": list(why),
+        "changes_predicted_to_serve": list(instead),
         "candidates": [
             {
                 "model": one.model, "quantization": one.quantization, "max_num_seqs": one.max_num_seqs,
@@ -69,7 +78,8 @@ def as_json(order: Sequence[Candidate], why: Sequence[str], ask: Ask) -> dict[st
                 "device_peak_bytes": round(one.prediction.device_peak.value) if one.prediction else None,
                 "requests_at_once": round(one.prediction.full_length_requests.value, 2) if one.prediction else None,
                 **(one.prediction.speed.fields() if one.prediction and one.prediction.speed else {}),
-                "command": shlex.join(command(one, ask)),
+                # A command is only given for what is predicted to start.
+                "command": None if one.grade in ("does_not_start", "unknown") else shlex.join(command(one, ask)),
             }
             for one in order
         ],
@@ -98,12 +108,6 @@ def _row(*cells: str) -> str:
 
 def _time(one: Any) -> str:
     return "-" if one is None else f"{one.value * 1000:,.0f} ms"
-
-
-def _targets(ask: Ask) -> str:
-    found = [f"{name} {value * 1000:g} ms" for name, value in (("TTFT", ask.slo.ttft_s), ("TPOT", ask.slo.tpot_s))
-             if value is not None]  # fmt: skip
-    return f"; targets: mean {', mean '.join(found)}" if found else ""
 
 
 def _foot(order: Sequence[Candidate]) -> str:

@@ -33,11 +33,14 @@ def run(args: argparse.Namespace) -> int:
     from analysis.audit.finding import VERDICTS, Context
     from analysis.tables import store
     from analysis.tables.evidence import Evidence
+    from analysis.tables.measured import Measured
 
     try:
         source = installed.at(args.vllm_source) if args.vllm_source else installed.find()
         evidence = tables_cli.gathered(args)
-        card = Evidence(gpus.find(args.card).name, evidence.vllm_version)
+        card_name = gpus.find(args.card).name
+        rows = Measured.read(args.sets, card_name, evidence.vllm_version, pool=args.pool)
+        card = Evidence(card_name, evidence.vllm_version, rows)
         missing = "No vLLM is installed beside this Python, and --vllm-source names none"
         context = Context(evidence, card, source, missing)
         findings = found_by(context)

@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Context:
-    """What the checks draw on: `evidence` for figures, `card` for predictions on the 96 GB card of the guide."""
+    """What the checks draw on: `evidence` for figures, `card` for claims about the 96 GB card of the guide."""
 
     evidence: Evidence
     card: Evidence

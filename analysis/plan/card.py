@@ -12,17 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from analysis import defaults
 from analysis.estimate import Estimate
+from analysis.plan import hardware
 from analysis.plan.engine import Card, Engine, Need, need
 from analysis.predict.answer import predict
 from analysis.predict.prediction import GIB, Prediction, total
-from analysis.predict.request import RequestError
+from analysis.predict.request import Request, RequestError
 
 SHARE_STEP = 0.001
 """Shares are given to a thousandth, rounded down: about 0.1 GiB of a large card."""
 
+POOL_IN_BYTES = (0, 10, 2)
+"""The first vLLM with --kv-cache-memory-bytes (engine/arg_utils.py)."""
+
 Mode = Literal["utilization", "bytes"]
-Verdict = Literal["fits", "tight", "does_not_fit"]
+Verdict = Literal["fits", "tight", "does_not_fit", "does_not_start"]
 Problem = tuple[Verdict, str, float]
 """A verdict, its sentence, and the bytes that are missing."""
 
@@ -53,7 +58,8 @@ class Plan:
     """Engines in the order of their starts. Sizes in bytes of the one device.
 
     `tight`: whether all start and hold their load changes within the intervals. `does_not_fit`: an engine does not
-    start, or does not hold its load at once. `shortfall_bytes` belongs to `reason`.
+    start for want of memory, or does not hold its load at once. `does_not_start`: vLLM runs an engine's format not at
+    all on this card, whatever the memory; `memory` is the verdict without that. `shortfall_bytes` belongs to `reason`.
     """
 
     card: Card
@@ -64,6 +70,12 @@ class Plan:
     verdict: Verdict
     reason: str
     shortfall_bytes: float
+    memory: Verdict
+
+    @property
+    def works(self) -> bool:
+        """Whether there is something to run."""
+        return self.verdict in ("fits", "tight")
 
     @property
     def headroom(self) -> Estimate:
@@ -83,6 +95,8 @@ def plan(
     """
     if not engines:
         raise RequestError("there is no engine to plan; give --model once for each")
+    if mode == "bytes":
+        _takes_bytes(card)
     needs = [need(engine, card) for engine in engines]
     if not keep_order:
         needs.sort(key=lambda one: -one.prediction.weights_bytes)
@@ -107,6 +121,17 @@ def plan(
     else:
         budgets = least
     return _placed(needs, budgets, card, whole, mode, spare_bytes)
+
+
+def _takes_bytes(card: Card) -> None:
+    """Raises RequestError where that vLLM has no --kv-cache-memory-bytes."""
+    version = Request.of({"model": "any", "vllm_version": card.vllm_version}).vllm_version
+    if defaults.parsed(version) < POOL_IN_BYTES:
+        since = ".".join(map(str, POOL_IN_BYTES))
+        raise RequestError(
+            f"--pool is 'bytes', and vLLM {version} has no --kv-cache-memory-bytes (since {since}); "
+            "plan with --pool utilization or a later --vllm-version"
+        )
 
 
 def _grown(budgets: Sequence[float], room: float, needs: Sequence[Need]) -> list[float]:
@@ -138,12 +163,26 @@ def _placed(
     peak = total([one.prediction.device_peak for one in placed])
     limit = whole - spare_bytes
     problems += _beyond(peak, limit)
-    worst = max(problems, key=lambda one: (_RANK[one[0]], one[2]), default=_NO_PROBLEM)
-    return Plan(card, mode, tuple(placed), whole, peak, *worst)
+    memory = _worst(problems)
+    worst = _worst([*problems, *_lacking(needs, card)])
+    return Plan(card, mode, tuple(placed), whole, peak, *worst, memory[0])
+
+
+def _worst(problems: Sequence[Problem]) -> Problem:
+    return max(problems, key=lambda one: (_RANK[one[0]], one[2]), default=_NO_PROBLEM)
+
+
+def _lacking(needs: Sequence[Need], card: Card) -> list[Problem]:
+    """Engines that this card does not run, in one sentence each way they do not."""
+    said: dict[str, list[str]] = {}
+    for one in needs:
+        if clause := hardware.lacking(card.request(one.engine)):
+            said.setdefault(clause, []).append(one.engine.name)
+    return [("does_not_start", f"{', '.join(names)}: {clause}", 0.0) for clause, names in said.items()]
 
 
 _NO_PROBLEM: Problem = ("fits", "every engine starts and holds its load at once", 0.0)
-_RANK: dict[Verdict, int] = {"fits": 0, "tight": 1, "does_not_fit": 2}
+_RANK: dict[Verdict, int] = {"fits": 0, "tight": 1, "does_not_fit": 2, "does_not_start": 3}
 
 
 def _problems(one: Placed, position: int) -> list[Problem]:

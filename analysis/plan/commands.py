@@ -6,21 +6,20 @@ import json
 import shlex
 from pathlib import PurePosixPath
 
+from analysis.plan import hardware
 from analysis.plan.card import Placed, Plan
 from analysis.plan.checkpoints import checkpoint_of
 
 FIRST_PORT = 8000
 IMAGE = "vllm/vllm-openai"
 
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
 
 def serve_words(one: Placed, port: int) -> list[str]:
     """The words of one engine's command line, `vllm serve` included."""
     engine = one.engine
     words = ["vllm", "serve", engine.checkpoint or checkpoint_of(engine.model, engine.quantization)[0]]
-    if engine.quantization in _DTYPES:
-        words += ["--dtype", _DTYPES[engine.quantization]]
+    if dtype := hardware.dtype_flag(engine.quantization, one.prediction.settings.device.name):
+        words += ["--dtype", dtype]
     elif engine.quantization == "fp8":  # vLLM quantizes a 16-bit checkpoint as it loads
         words += ["--quantization", "fp8"]
     words += ["--served-model-name", engine.name]
@@ -42,9 +41,11 @@ def serve_commands(plan: Plan) -> list[str]:
 
 
 def notes(plan: Plan) -> list[str]:
-    """What must be filled in before the commands run."""
+    """What must be filled in before the commands run, and what they serve otherwise than asked."""
     pairs = [(one.engine.checkpoint, checkpoint_of(one.engine.model, one.engine.quantization)) for one in plan.placed]
-    return [note for given, (_, note) in pairs if note and not given]
+    missing = [note for given, (_, note) in pairs if note and not given]
+    half = [hardware.half_note(one.engine.quantization, one.prediction.settings.device.name) for one in plan.placed]
+    return list(dict.fromkeys([*missing, *filter(None, half)]))
 
 
 def script(plan: Plan) -> str:

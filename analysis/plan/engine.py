@@ -113,6 +113,11 @@ class Need:
 
 def need(engine: Engine, card: Card) -> Need:
     """What `engine` needs for its load on `card`. Raises RequestError."""
+    if engine.max_num_seqs < engine.concurrency:  # the scheduler admits no more, whatever the memory
+        raise RequestError(
+            f"max_num_seqs of {engine.name} is {engine.max_num_seqs}, fewer than the {engine.concurrency} requests it "
+            f"is to hold at once; give max_num_seqs={engine.concurrency} or concurrency={engine.max_num_seqs}"
+        )
     alone = predict(card.request(engine))
     version = alone.settings.version
     if alone.obstacle is not None and alone.obstacle.phase == "config":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from analysis.plan import hardware
 from analysis.plan.card import Mode, Plan, plan
 from analysis.plan.engine import Card, Engine, with_load
 from analysis.predict.request import RequestError
@@ -38,7 +39,7 @@ def changes(
             return None
 
     found: list[Change] = []
-    for sentence, changed in _candidates(engines, planned):
+    for sentence, changed in _candidates(engines, card, planned):
         if sentence.startswith(_EVERY) and any(_FOUR_BIT in one.sentence for one in found):
             continue
         done = planned(changed)
@@ -48,8 +49,12 @@ def changes(
 
 
 def _candidates(
-    engines: Sequence[Engine], planned: Callable[[Sequence[Engine]], Plan | None]
+    engines: Sequence[Engine], card: Card, planned: Callable[[Sequence[Engine]], Plan | None]
 ) -> Iterator[tuple[str, Sequence[Engine]]]:
+    if any(hardware.lacking(card.request(one)) for one in engines):
+        yield from _runnable(engines, card)
+        return  # no smaller load makes a card run what it lacks
+
     def fits(changed: Sequence[Engine]) -> bool:
         done = planned(changed)
         return done is not None and done.verdict == "fits"
@@ -57,7 +62,7 @@ def _candidates(
     def at_load(percent: int) -> list[Engine]:
         return [with_load(one, concurrency=max(one.concurrency * percent // 100, 1)) for one in engines]
 
-    if best := _largest(lambda percent: fits(at_load(percent)), 1, 99):
+    if best := largest(lambda percent: fits(at_load(percent)), 1, 99):
         fewer = at_load(best)
         yield f"fewer requests at once: {_each(fewer, lambda one: one.concurrency)}", fewer
 
@@ -65,7 +70,7 @@ def _candidates(
         return [with_load(one, length=min(one.length, tokens)) for one in engines]
 
     longest = max(one.length for one in engines)
-    if best := _largest(lambda tokens: fits(at_length(tokens)), SHORTEST_LENGTH, longest - 1):
+    if best := largest(lambda tokens: fits(at_length(tokens)), SHORTEST_LENGTH, longest - 1):
         best = best // 16 * 16
         yield f"shorter requests: at most {best:,} tokens", at_length(best)
     if any("kv_cache_dtype" not in dict(one.settings) for one in engines):
@@ -84,7 +89,16 @@ def _candidates(
         ]  # fmt: skip
 
 
-def _largest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
+def _runnable(engines: Sequence[Engine], card: Card) -> Iterator[tuple[str, Sequence[Engine]]]:
+    """Every engine that the card does not run, in the nearest format that it does."""
+    formats = [hardware.nearest(card.request(one)) for one in engines]
+    if any(formats):
+        told = ", ".join(f"{one.model} in {name}" for one, name in zip(engines, formats, strict=True) if name)
+        yield told, [replace(one, quantization=name) if name else one
+                     for one, name in zip(engines, formats, strict=True)]  # fmt: skip
+
+
+def largest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
     """The largest of low..high for which `holds`, taken to be monotone; None where `low` already fails."""
     if high < low or not holds(low):
         return None

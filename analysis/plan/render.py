@@ -11,7 +11,7 @@ from analysis.plan.card import Placed, Plan
 from analysis.plan.instead import Change
 from analysis.predict.prediction import GIB, total
 
-_VERDICTS = {"fits": "FITS", "tight": "TIGHT", "does_not_fit": "DOES NOT FIT"}
+_VERDICTS = {"fits": "FITS", "tight": "TIGHT", "does_not_fit": "DOES NOT FIT", "does_not_start": "DOES NOT START"}
 _WIDTH = 110
 
 
@@ -33,7 +33,7 @@ def text(plan: Plan, changes: Sequence[Change] = ()) -> str:
         lines += _wrapped("warning: ", warning)
     if plan.verdict != "fits":
         lines += ["", *_instead(changes)]
-    if plan.verdict != "does_not_fit":
+    if plan.works:
         lines += ["", "start them in this order, each when the one before it answers:"]
         lines += [f"  {line}" for line in commands.serve_commands(plan)]
         for note in commands.notes(plan):
@@ -89,6 +89,8 @@ def _requests(one: Placed) -> str:
 def _verdict(plan: Plan) -> str:
     if plan.verdict == "does_not_fit" and plan.shortfall_bytes > 0:
         return f"{_gib(plan.shortfall_bytes)} GiB short: {plan.reason}"
+    if plan.verdict == "does_not_start" and plan.memory == "fits":
+        return f"{plan.reason}. The memory would do"
     return plan.reason
 
 

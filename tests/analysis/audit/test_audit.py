@@ -109,6 +109,18 @@ def test_a_verdict_follows_the_figures() -> None:
     assert within([16.4], 15, 16) == "right" and within([16.6], 15, 16) == "wrong"
 
 
+def test_the_8_bit_pair_does_not_start_on_this_card_and_fp8_stands_beside_it(plain: dict[str, Finding]) -> None:
+    one = plain["8-bit-pair"]
+    assert one.verdict == "wrong" and "does not start on this card" in one.ours
+    assert "int8-w8a8 does not run on NVIDIA RTX PRO 6000" in one.why and "In fp8 the same models take" in one.why
+    assert "does not start" not in plain["scenario-1"].ours + plain["scenario-1"].why
+
+
+def test_scenarios_are_those_of_the_96_gb_card() -> None:
+    rows = [start("h", model="mistral-7b", weights_bytes=50 * GIB)]
+    assert not findings(*rows)["scenario-1"].run_ids, "rows of another card say nothing of this one"
+
+
 def test_verdicts_follow_rows() -> None:
     saved = findings(start("a"), start("b", effective_max_num_seqs=64, available_kv_cache_bytes=15 * GIB))
     assert saved["max-num-seqs-64"].verdict == "right"

@@ -99,6 +99,17 @@ def test_the_largest_load_proposed_is_the_largest():
         (["--gpu", "96gb", "--model", "mistral-7b", "--spare-gib", "96"], "--spare-gib"),
         (["--gpu", "96gb", "--model", "mistral-7b", "--length", "999999"], "999999"),
         (["--gpu", "96gb", "mistral-7b"], "--model"),
+        (["--gpu", "96gb", "--model", "mistral-7b,max_num_seqs=4,concurrency=64"], "max_num_seqs=64 or concurrency=4"),
+        (["--gpu", "96gb", "--model", "mistral-7b", "--out", "x"], "--scenarios"),
+        (["--gpu", "96gb", "--model", "mistral-7b", "--pool", "bytes", "--vllm-version", "0.10.1"], "0.10.2"),
+        (["--scenarios", "--gpu", "nosuch"], "gpu 'nosuch' is not in the table"),
+        (["--scenarios", "nosuchset"], "there is no result set 'nosuchset'"),
+        (["--scenarios", "--concurrency", "4"], "leave out --concurrency"),
+        (["--scenarios", "--length", "4"], "leave out --length"),
+        (["--scenarios", "--pool", "bytes", "--keep-order"], "leave out --pool, --keep-order"),
+        (["--scenarios", "--format", "compose"], "--format compose"),
+        (["--scenarios", "--format", "json", "--out", "x"], "--format json"),
+        (["--scenarios", "--vllm-version", "new"], "vllm_version"),
     ],
 )
 def test_a_bad_request_is_one_sentence(words, said, capsys):
@@ -119,11 +130,15 @@ def test_json_holds_what_the_text_says(capsys):
         assert f"{engine['gpu_memory_utilization']:.3f}" in text
 
 
-def test_a_plan_that_does_not_fit_exits_with_1_and_gives_no_command(capsys):
+@pytest.mark.parametrize(("form", "stream"), [("text", "out"), ("script", "err"), ("compose", "err")])
+def test_a_plan_that_does_not_fit_exits_with_1_and_gives_no_command(form, stream, capsys):
     words = ["--model", "deepseek-coder-33b:bf16", "--model", "qwen2.5-14b:bf16"]
-    assert main(["plan", "--gpu", "96gb", *words, "--format", "script"]) == 1
-    text = capsys.readouterr().out
+    assert main(["plan", "--gpu", "96gb", *words, "--format", form]) == 1
+    printed = capsys.readouterr()
+    text = getattr(printed, stream)
     assert "DOES NOT FIT" in text and "GiB short" in text and "vllm serve" not in text
+    other = printed.err if stream == "out" else printed.out
+    assert other == "", "prose has no place in a file of commands"
 
 
 def test_compose_starts_the_second_engine_when_the_first_is_healthy():
@@ -152,7 +167,8 @@ def test_a_small_engine_keeps_its_need_beside_a_large_one_on_a_large_card():
 
 def test_the_scenarios_of_another_card_name_that_card(capsys):
     assert main(["plan", "--scenarios", "--gpu", "h100"]) == 0
-    assert "79.19 GiB" in capsys.readouterr().out.splitlines()[2]
+    lines = capsys.readouterr().out.splitlines()
+    assert "79.19 GiB" in lines[2] and "H100" in lines[0]
 
 
 def test_what_is_left_to_others_is_not_free_at_the_start():
@@ -173,3 +189,58 @@ def test_a_folder_is_mounted_into_its_container_and_a_script_stops_what_it_start
     assert '"./mistral-7b-awq:/models/mistral-7b-awq:ro"' in text and '- "/models/mistral-7b-awq"' in text
     script = commands.script(done)
     assert script.index("trap") < script.index("vllm serve") and script.count('engines="$engines $!"') == 2
+
+
+def test_a_pool_in_bytes_is_planned_where_vllm_has_the_option():
+    old = Card("96gb", None, "0.10.2")
+    assert plan(engines("mistral-7b:awq"), old, mode="bytes").placed[0].pool_bytes
+    assert plan(engines("mistral-7b:awq"), Card("96gb", None, "0.6.3")).verdict == "fits"
+
+
+def test_a_format_that_the_card_does_not_run_does_not_start_whatever_the_memory(capsys):
+    asked = engines("deepseek-coder-33b:int8-w8a8", "mistral-7b:int8-w8a8")
+    done = plan(asked, CARD)
+    assert (done.verdict, done.memory) == ("does_not_start", "fits")
+    assert done.reason.count("int8-w8a8 does not run on NVIDIA RTX PRO 6000 Blackwell") == 1
+    assert plan(asked, Card("h200", None, None)).verdict == "fits"
+    (change,) = instead.changes(asked, CARD)
+    assert change.sentence == "deepseek-coder-33b in fp8, mistral-7b in fp8" and change.plan.verdict == "fits"
+    assert main(["plan", "--gpu", "96gb", "--model", "mistral-7b:int8-w8a8"]) == 1
+    text = capsys.readouterr().out
+    assert "DOES NOT START" in text and "mistral-7b in fp8" in text and "vllm serve" not in text
+
+
+def test_a_16_bit_model_is_served_in_half_where_the_card_has_no_bfloat16(capsys):
+    assert main(["plan", "--gpu", "t4", "--model", "qwen2.5-1.5b:bf16"]) == 0
+    text = capsys.readouterr().out
+    assert "--dtype half" in text and "bfloat16" in text and "--dtype bfloat16" not in text
+    done = plan(engines("qwen2.5-1.5b:bf16"), CARD)
+    assert "bfloat16" in commands.serve_words(done.placed[0], 8000) and not commands.notes(done)
+
+
+def test_the_colocated_recipe_has_the_shares_that_its_comment_says_plan_gives():
+    """conf/colocate/guide-pair.yaml, against the command in its own head."""
+    import re
+    import shlex
+
+    import yaml
+
+    from analysis import catalogue
+
+    text = (catalogue.CONF / "colocate" / "guide-pair.yaml").read_text(encoding="utf-8")
+    command = re.search(r"^#\s+python -m analysis plan (.+)$", text, re.MULTILINE)
+    assert command is not None
+    words = shlex.split(command[1])
+    given = {name: [value for key, value in zip(words, words[1:], strict=False) if key == name] for name in words}
+    load = {key: int(given[f"--{key}"][0]) for key in ("concurrency", "length")}
+    done = plan(engines(*given["--model"], **load), Card(given["--gpu"][0], None, None))
+    recipe = yaml.safe_load(text)
+    assert len(recipe["order"]) == len(done.placed) == 2
+    for name, one in zip(recipe["order"], done.placed, strict=True):
+        assert recipe["engines"][name]["engine"] == {
+            "gpu_memory_utilization": one.share, "max_num_seqs": one.engine.max_num_seqs,
+            "max_model_len": one.engine.length,
+        }  # fmt: skip
+        node = {key: value for entry in recipe["defaults"] if isinstance(entry, dict) for key, value in entry.items()}
+        assert node[f"/model@engines.{name}.model"] == one.engine.model
+        assert node[f"/quantization@engines.{name}.quantization"] == one.engine.quantization
