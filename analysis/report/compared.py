@@ -6,7 +6,7 @@ from html import escape
 from typing import Any, Final
 
 from analysis.report.context import Context, Section
-from analysis.report.table import Column, Table
+from analysis.report.table import Column, Table, box
 
 CORRECTIONS: Final = {"bh": "Benjamini-Hochberg", "holm": "Holm", "none": "none"}
 _ORDER: Final = {name: place for place, name in enumerate(("changed", "exact", "undecided", "no_change", "same"))}
@@ -82,8 +82,8 @@ def _overall(found: Any) -> str:
         f"<td class=n>{one.cells:,}</td></tr>"
         for one in found.geomeans
     )
-    return ("<div class=scroll><table class=plain><caption>Geometric mean of the ratios of medians, over all cells"
-            "</caption><thead><tr><th scope=col>Metric</th><th scope=col>Set</th><th scope=col class=n>Change</th>"
+    return (f"{box('Geometric means')}<table class=plain><caption>Geometric mean of the ratios of medians, over all "
+            "cells</caption><thead><tr><th scope=col>Metric</th><th scope=col>Set</th><th scope=col class=n>Change</th>"
             f"<th scope=col class=n>Cells</th></tr></thead><tbody>{lines}</tbody></table></div>")  # fmt: skip
 
 

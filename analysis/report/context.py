@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from analysis.report.chart import Chart
-from analysis.report.points import Naming, Point, Unit, colours, unit_for
+from analysis.report.points import Naming, Point, Unit, colours, shapes, unit_for
 from analysis.report.read import ResultSet
 from analysis.report.table import Table
 
@@ -62,6 +62,10 @@ class Context:
     @cached_property
     def quantization_colours(self) -> dict[str, str]:
         return colours(point.quantization for point in self.points)
+
+    @cached_property
+    def quantization_shapes(self) -> dict[str, str]:
+        return shapes(point.quantization for point in self.points)
 
     @property
     def roots(self) -> list[str]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Final
 
 from analysis.report.chart import Chart, Spec
 from analysis.report.context import Context, Section, View
+from analysis.report.lettering import fitted
+from analysis.report.lettering import width as text_width
+from analysis.report.memory import LABELS, array
 from analysis.report.palette import LIGHT
-from analysis.report.points import short
 from analysis.report.table import Column, Table
+
+MOST: Final = 14
+"""Bars, at most; the table has every failure."""
 
 
 def section(context: Context) -> Section:
@@ -28,6 +34,8 @@ def section(context: Context) -> Section:
         "A failed start is a result: its phase, its cause, and what was missing. Pruned points were never started, "
         "because arithmetic says that they cannot fit."
     )
+    if len(counts) > MOST:
+        out.notes.append(f"The picture shows the {MOST} most frequent of {len(counts)} causes; the table has all.")
     if counts:
         out.views.append(View("failures", (Chart(
             "failures", "Starts that gave no full measurement, by phase and cause",
@@ -68,22 +76,29 @@ def _why(row: dict[str, object]) -> str:
 
 
 def _bars(counts: Counter[tuple[str, str, str]], width: int) -> Spec:
-    values = []
-    for (status, phase, cause), count in counts.most_common(14):
-        words = [_words(status), _words(phase), _words(cause)]
-        values.append({"label": short(", ".join(word for word in words if word), 40 if width < 500 else 60),
-                       "count": count, "text": f"{count:,}"})  # fmt: skip
-    order = [one["label"] for one in values]
-    y = {"field": "label", "type": "nominal", "sort": order, "title": None,
-         "axis": {"ticks": False, "domain": False, "labelLimit": 210 if width < 500 else 380, "labelFontSize": 10
-                  if width < 500 else 11}}  # fmt: skip
+    size = 10 if width < 500 else 11
+    values, labels = [], []
+    for place, ((status, phase, cause), count) in enumerate(counts.most_common(MOST)):
+        name = ", ".join(word for word in (_words(status), _words(phase), _words(cause)) if word)
+        labels.append(fitted(name, size, LABELS * width))
+        values.append({"place": place, "count": count, "text": f"{count:,}",
+                       "about": f"{name}: {count:,} {'start' if count == 1 else 'starts'}"})  # fmt: skip
+    room = max(text_width(label, size) for label in labels) + 4
+    # The figure stands behind its bar, so the longest bar ends where its figure still has room.
+    most = max(counts.values())
+    behind = max(text_width(f"{most:,}", 11) + 8, 0.05 * width)
+    plot = width - room - 12
+    y = {"field": "place", "type": "ordinal", "title": None,
+         "axis": {"labelExpr": f"{array(labels)}[datum.value]", "ticks": False, "domain": False, "labelLimit": 0,
+                  "labelFontSize": size, "labelOverlap": False, "minExtent": room, "maxExtent": room}}  # fmt: skip
     x = {"field": "count", "type": "quantitative", "title": "starts", "axis": {"tickMinStep": 1, "tickCount": 4},
-         "scale": {"padding": 0}}  # fmt: skip
+         "scale": {"domain": [0, most * plot / (plot - behind)], "nice": False}}  # fmt: skip
     return {
         "width": width, "height": {"step": 26}, "autosize": {"type": "fit-x", "contains": "padding"},
         "data": {"values": values},
         "layer": [
-            {"mark": {"type": "bar", "color": LIGHT["c6"], "height": {"band": 0.6}}, "encoding": {"x": x, "y": y}},
+            {"mark": {"type": "bar", "color": LIGHT["c6"], "height": {"band": 0.6}},
+             "encoding": {"x": x, "y": y, "description": {"field": "about"}}},
             {"mark": {"type": "text", "align": "left", "dx": 4, "color": LIGHT["text"]},
              "encoding": {"x": x, "y": y, "text": {"field": "text"}}},
         ],

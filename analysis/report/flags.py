@@ -23,6 +23,9 @@ MEANING: Final[dict[str, str]] = {
     "warmup_failures": "Some warm-up requests failed.",
     "fewer_requests_than_slots": "Fewer requests than slots: the concurrency was not reached.",
     "few_requests_per_slot": "Fewer than two requests per slot: nearly all are part of ramp or drain.",
+    "not_steady": "The requests in flight did not level off: the engine fell behind, or the run was too short to tell.",
+    "held_back": "The cap on requests in flight held requests back; their wait is in their latency.",
+    "shared_prefix_unused": "Prompts share a beginning, but none of it came from the prefix cache.",
     "no_steady_state": "At no time were all slots busy: only whole-window rates exist.",
     "few_samples_p95": "Fewer than 20 completed requests: p95 is hardly more than the maximum.",
     "few_samples_p99": "Fewer than 100 completed requests: p99 is hardly more than the maximum.",
@@ -33,12 +36,15 @@ MEANING: Final[dict[str, str]] = {
     "resends": "Requests were sent again because the server had closed their connection.",
     "client_lag": "The client's event loop ran so late that it blurs inter-token latencies.",
     "client_starved": "Other processes kept the client waiting for a core: latencies are partly the client's.",
+    "client_share": "The client took a large share of the machine, which the engine may have missed.",
     "client_cpu_bound": "The client used most of a core and may have limited the throughput.",
     "client_bound": "The client, not the engine, may have limited the throughput.",
     "send_delay": "The client sent requests later than they were due.",
 }
 
-CLIENT: Final = frozenset({"client_lag", "client_starved", "client_cpu_bound", "client_bound", "send_delay"})
+CLIENT: Final = frozenset({
+    "client_lag", "client_starved", "client_cpu_bound", "client_share", "client_bound", "send_delay",
+})  # fmt: skip
 """Flags by which a figure may be the client's instead of the engine's."""
 
 

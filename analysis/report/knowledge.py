@@ -7,7 +7,7 @@ from html import escape
 from typing import Any, Final
 
 from analysis.report.context import Context, Section
-from analysis.report.table import Column, Table
+from analysis.report.table import Column, Table, box
 
 GPU: Final = "h100-80gb"
 """The card of the tables where no set comes from one that is known."""
@@ -103,8 +103,8 @@ def _grid(cells: list[Any], titles: dict[str, str], labels: dict[str, str]) -> s
         values = "".join(_interval(mine.get(load)) for load in loads)
         lines.append(f"<tr><td>{escape(titles.get(model, model))}</td><td>{escape(labels.get(quantization, ''))}</td>"
                      f"{values}</tr>")  # fmt: skip
-    return ("<div class=scroll><table class=plain><caption>Total over weights, with 90 % interval</caption><thead><tr>"
-            f"<th scope=col>Model</th><th scope=col>Format</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return (f"{box('Multipliers')}<table class=plain><caption>Total over weights, with 90 % interval</caption><thead>"
+            f"<tr><th scope=col>Model</th><th scope=col>Format</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
             "</table></div>")  # fmt: skip
 
 

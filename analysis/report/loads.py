@@ -8,6 +8,7 @@ from typing import Final
 
 from analysis.report.chart import NARROW, Chart, Spec
 from analysis.report.context import Context, Section, View
+from analysis.report.flags import CLIENT
 from analysis.report.palette import LIGHT
 from analysis.report.points import Point, median, short
 from analysis.report.table import Column, Table
@@ -16,8 +17,7 @@ LATENCIES: Final = (("ttft_p50_s", "TTFT p50"), ("tpot_p50_s", "TPOT p50"))
 VIEWS: Final = 6
 DOTS: Final = 100
 """Dots of one picture besides its front."""
-_SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right",
-                  "triangle-left")  # fmt: skip
+HOLLOW: Final = "hollow, any shape: flagged, not to be quoted"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,13 @@ class Load:
     medians: dict[str, float | None]
     flags: tuple[str, ...]
     runs: int
+    trial: bool = False
+    """Whether it is one of the loads that a knee search tried."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether its figures may be the client's, or no steady ones: nothing to quote."""
+        return bool(UNSOUND & set(self.flags))
 
     @property
     def label(self) -> str:
@@ -58,7 +65,7 @@ def loads_of(points: Sequence[Point]) -> list[Load]:
                 _load(first), rate,
                 {key: median(row.get(key) for row in rows)
                  for key in ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "requests_per_s")},
-                tuple(flags), len(rows),
+                tuple(flags), len(rows), first.get("knee_trial") is not None,
             ))  # fmt: skip
     return found
 
@@ -88,9 +95,13 @@ def _count(value: object) -> str:
 
 
 def front(loads: Sequence[Load], latency: str) -> list[Load]:
-    """Loads that no other beats in both: more tokens/s and less latency, by rising throughput."""
+    """Loads that no other beats in both: more tokens/s and less latency, by rising throughput.
+
+    Doubtful ones are left aside: a line through figures that nobody should quote would be quoted.
+    """
     best: list[Load] = []
-    for load in sorted(loads, key=lambda one: (-one.rate, one.medians[latency] or 0.0)):
+    sound = [load for load in loads if not load.doubtful]
+    for load in sorted(sound, key=lambda one: (-one.rate, one.medians[latency] or 0.0)):
         value = load.medians[latency]
         if value is not None and (not best or value < (best[-1].medians[latency] or 0.0)):
             best.append(load)
@@ -111,9 +122,10 @@ def section(context: Context) -> Section:
         out.views.append(_view(context, name, groups[name], len(out.views)))
     out.lead = (
         "Up and to the left is better: more tokens per second at less waiting. The line is the Pareto front, the "
-        "points that no other point of the picture beats in both. Only workloads of equal lengths share a picture."
+        "points that no other sound point of the picture beats in both; flagged points, the hollow marks, take no part "
+        "in it. Only workloads of equal lengths share a picture."
     )
-    bound = [load for load in loads if set(load.flags) & CLIENT_FLAGS]
+    bound = [load for load in loads if load.doubtful]
     if bound:
         out.notes.append(f"{len(bound)} of {len(loads)} figures are flagged as held back by the client or by too few "
                          "requests for their percentiles: hollow marks. Do not quote them.")  # fmt: skip
@@ -123,17 +135,18 @@ def section(context: Context) -> Section:
     return out
 
 
-CLIENT_FLAGS: Final = frozenset({
-    "client_lag", "client_starved", "client_cpu_bound", "send_delay", "client_bound", "no_steady_state",
-    "few_requests_per_slot", "fewer_requests_than_slots", "failed_requests", "aborted",
-})  # fmt: skip
+UNSOUND: Final = CLIENT | {
+    "no_steady_state", "not_steady", "few_requests_per_slot", "fewer_requests_than_slots", "failed_requests", "aborted",
+}
 """Flags after which a throughput or a latency may be the client's, or no steady one."""
 
 
 def _view(context: Context, name: str, loads: list[Load], number: int) -> View:
     charts = []
     formats = sorted({load.point.quantization for load in loads})
-    legend = tuple((short(one, 28), context.quantization_colours[one]) for one in formats)
+    names = {one: short(one, 28) for one in formats}
+    entries = [(names[one], context.quantization_colours[one]) for one in formats]
+    shapes = {names[one]: context.quantization_shapes[one] for one in formats}
     for latency, label in LATENCIES:
         have = [load for load in loads if load.medians[latency] is not None]
         if not have:
@@ -142,15 +155,23 @@ def _view(context: Context, name: str, loads: list[Load], number: int) -> View:
         rest = [load for load in have if load not in best] if len(have) < 2000 else have
         if left := max(len(rest) - DOTS, 0):
             rest = [rest[round(place * (len(rest) - 1) / (DOTS - 1))] for place in range(DOTS)]
+        doubtful = sum(load.doubtful for load in have)
         note = f"{len(have):,} {'workload' if len(have) == 1 else 'workloads'}, {len(best)} on the front."
+        if doubtful == len(have):
+            note = f"No front: each of the {doubtful:,} workloads is flagged."
+        elif doubtful:
+            note = f"{len(have):,} workloads; {len(best)} on the front of the {len(have) - doubtful:,} not flagged."
+        legend = [*entries, *([("Pareto front", LIGHT["muted"])] if len(best) > 1 else []),
+                  *([(HOLLOW, LIGHT["muted"])] if doubtful else [])]  # fmt: skip
         if left:
             note += f" {left:,} dots are left out of the picture, evenly; the front is of all."
 
         def build(width: int, best=best, rest=rest, latency=latency, label=label) -> Spec:  # type: ignore[no-untyped-def]
             return _scatter(context, rest, best, formats, latency, label, width)
 
-        charts.append(Chart(f"speed-{number + 1}-{latency[:4]}", f"{label}: {short(name, 70)}", build, legend, note,
-                            widths=(NARROW, 480), heading=label))
+        charts.append(Chart(f"speed-{number + 1}-{latency[:4]}", f"{label}: {short(name, 70)}", build, tuple(legend),
+                            note, widths=(NARROW, 480), heading=label,
+                            shapes={**shapes, "Pareto front": "dashes", HOLLOW: "hollow"}))  # fmt: skip
     return View(name, tuple(charts))
 
 
@@ -163,16 +184,17 @@ def _scatter(
         return {
             "x": round(value, 3), "y": round(load.rate, 2), "format": load.point.quantization,
             "colour": context.quantization_colours[load.point.quantization],
-            "fill": "none" if set(load.flags) & CLIENT_FLAGS else context.quantization_colours[load.point.quantization],
+            "fill": "none" if load.doubtful else context.quantization_colours[load.point.quantization],
             "href": f"#find:{load.point.point_id}",
-            "about": f"{load.label}: {load.rate:,.0f} tokens/s, {label} {value:,.1f} ms",
+            "about": f"{load.label}: {load.rate:,.0f} tokens/s, {label} {value:,.1f} ms"
+                     f"{', flagged' if load.doubtful else ''}",
         }  # fmt: skip
 
     x = {"field": "x", "type": "quantitative", "title": f"{label}, ms", "scale": {"zero": False, "nice": True},
          "axis": {"tickCount": 5}}  # fmt: skip
     y = {"field": "y", "type": "quantitative", "title": "generated tokens/s", "scale": {"zero": True},
          "axis": {"tickCount": 5}}  # fmt: skip
-    shapes = [_SHAPES[place % len(_SHAPES)] for place in range(len(formats))]
+    shapes = [context.quantization_shapes[one] for one in formats]
     common = {
         "x": x, "y": y, "stroke": {"field": "colour", "type": "nominal", "scale": None},
         "fill": {"field": "fill", "type": "nominal", "scale": None},

@@ -6,6 +6,8 @@ from typing import Final
 
 from analysis.report.chart import Chart, Spec
 from analysis.report.context import Context, Section, View
+from analysis.report.lettering import fitted
+from analysis.report.lettering import width as text_width
 from analysis.report.palette import LIGHT
 from analysis.report.points import CPU_TERMS, GPU_TERMS, Point, Unit, grouped, short, spread
 from analysis.report.table import Column, Table
@@ -13,6 +15,10 @@ from analysis.report.table import Column, Table
 BARS: Final = 24
 """Bars of one picture: what a screen shows at a readable size."""
 VIEWS: Final = 8
+LABELS: Final = 0.6
+"""Part of a chart's width that the names of its bars may take; longer ones are shortened."""
+FORMAT: Final = 6.0
+"""What the name of a format keeps at least where room is scarce, em."""
 _DWARFED: Final = 3.0
 """A capacity so many times the longest bar is said, not drawn: it would press all bars against the axis."""
 
@@ -71,7 +77,8 @@ def _view(name: str, points: list[Point], unit: Unit, number: int) -> View:
         legend.append(("measured from outside", LIGHT["text"]))
     if drawn:
         legend.append((where, LIGHT["bad"]))
-    chart = Chart(f"memory-{number + 1}", f"Memory by term: {short(name, 80)}", build, tuple(legend), " ".join(notes))
+    chart = Chart(f"memory-{number + 1}", f"Memory by term: {short(name, 80)}", build, tuple(legend), " ".join(notes),
+                  shapes={"measured from outside": "tick", where: "dashes"})  # fmt: skip
     return View(name, (chart,))
 
 
@@ -80,24 +87,27 @@ def _bars(
 ) -> Spec:
     values, ticks = [], []
     for place, point in enumerate(points):
-        label = _bar_label(point, points)
-        base = {"place": place, "label": label, "href": f"#find:{point.point_id}"}
+        whole = f"{point.label} {point.other}".rstrip()
+        base = {"place": place, "href": f"#find:{point.point_id}"}
         at = 0.0
         for key, name, colour in terms:
             if size := point.terms.get(key):
                 values.append({
                     **base, "from": unit.of(at), "to": unit.of(at + size), "colour": LIGHT[colour],
-                    "about": f"{point.label}: {name} {unit.text(size)}",
+                    "about": f"{whole}: {name} {unit.text(size)}",
                 })  # fmt: skip
                 at += size
         if point.peak:
             ticks.append({**base, "at": unit.of(point.peak),
-                          "about": f"{point.label}: measured from outside {unit.text(point.peak)}"})  # fmt: skip
-    labels = [_bar_label(point, points) for point in points]
+                          "about": f"{whole}: measured from outside {unit.text(point.peak)}"})  # fmt: skip
+    size = 10 if width < 500 else 11
+    several = len({point.other for point in points}) > 1
+    labels = [_bar_label(point, several, size, LABELS * width) for point in points]
+    room = max(text_width(label, size) for label in labels) + 4
     y = {
         "field": "place", "type": "ordinal", "title": None, "scale": {"paddingInner": 0.28, "paddingOuter": 0.2},
-        "axis": {"labelExpr": f"{_array(labels)}[datum.value]", "ticks": False, "domain": False, "labelLimit": 210,
-                 "labelFontSize": 10 if width < 500 else 11, "labelOverlap": False},
+        "axis": {"labelExpr": f"{array(labels)}[datum.value]", "ticks": False, "domain": False, "labelLimit": 0,
+                 "labelFontSize": size, "labelOverlap": False, "minExtent": room, "maxExtent": room},
     }  # fmt: skip
     x = {"type": "quantitative", "title": f"memory, {unit.name}", "axis": {"tickCount": 4 if width < 500 else 8}}
     common = {"href": {"field": "href"}, "description": {"field": "about"}}
@@ -121,12 +131,22 @@ def _bars(
             "layer": layers}  # fmt: skip
 
 
-def _bar_label(point: Point, among: list[Point]) -> str:
-    several = len({other.other for other in among}) > 1
-    return point.label + (f"  {short(point.other, 18)}" if several and point.other else "")
+def _bar_label(point: Point, several: bool, size: float, room: float) -> str:
+    """Format, T and S, and what else sets the bars apart where that is `several` things; never more than `room` px.
+
+    Figures stay whole: what a phone has no room for is the word "pool", then the middle of the longer word.
+    """
+    figures = f" T {point.tokens:,} S {point.seqs:,}"
+    least = min(text_width(point.quantization, size), FORMAT * size)
+    other = f" {point.other}" if several and point.other else ""
+    free = room - text_width(figures, size) - least
+    if text_width(other, size) > free:
+        other = fitted(other.replace(" pool", ""), size, free)
+    return fitted(point.quantization, size, room - text_width(figures + other, size)) + figures + other
 
 
-def _array(words: list[str]) -> str:
+def array(words: list[str]) -> str:
+    """The words as a Vega expression."""
     import json
 
     return json.dumps(words)

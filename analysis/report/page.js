@@ -31,7 +31,7 @@
     const digits = Number(kind);
     return value.toLocaleString('en-US', {minimumFractionDigits: digits, maximumFractionDigits: digits});
   };
-  const size = 20;
+  const SCREEN = 20, PAPER = 60; // rows at once; a longer table prints the page that is shown
   const enlarge = (details) => {
     const body = details.querySelector('tbody'), source = details.querySelector('script[type="application/json"]');
     const heads = all('th', details);
@@ -52,21 +52,28 @@
     const total = columns[0]?.values.length ?? 0;
     const numeric = columns.map((column) => column.kind === 'n' || /^\d$/.test(column.kind));
     const show = (column, row) => column.shown ? column.shown[row] : text(column.values[row], column.kind);
-    let order = [...Array(total).keys()], found = order, page = 0, sorted = null;
+    let order = [...Array(total).keys()], found = order, page = 0, sorted = null, size = SCREEN;
     const count = make('span'), back = make('button', {type: 'button', textContent: 'Previous'}),
       on = make('button', {type: 'button', textContent: 'Next'}),
       find = make('input', {type: 'search', placeholder: 'Filter rows'});
     find.setAttribute('aria-label', 'Filter rows');
+    const rest = details.querySelector('.rest'), rows = Number(details.dataset.rows);
+    const figure = (number) => number.toLocaleString('en-US');
     const draw = () => {
       const pages = Math.max(Math.ceil(found.length / size), 1);
       page = Math.min(Math.max(page, 0), pages - 1);
-      const rows = found.slice(page * size, (page + 1) * size).map((row) => make('tr', {}, ...columns.map((column, place) =>
+      const lines = found.slice(page * size, (page + 1) * size).map((row) => make('tr', {}, ...columns.map((column, place) =>
         make('td', {className: numeric[place] ? 'n' : column.kind === 'id' || column.kind === 'prose' ? column.kind : '', textContent: show(column, row)}))));
-      body.replaceChildren(...rows);
+      body.replaceChildren(...lines);
       back.disabled = page === 0;
       on.disabled = page >= pages - 1;
       const first = found.length ? page * size + 1 : 0, last = Math.min((page + 1) * size, found.length);
-      count.textContent = `${first.toLocaleString('en-US')}–${last.toLocaleString('en-US')} of ${found.length.toLocaleString('en-US')}`;
+      count.textContent = `${figure(first)}–${figure(last)} of ${figure(found.length)}`;
+      if (!rest) return;
+      const words = find.value.trim(), partial = found.length < total;
+      rest.hidden = first <= 1 && last === rows;
+      rest.textContent = `Rows ${figure(first)}–${figure(last)} of ${figure(partial ? found.length : rows)}` +
+        `${partial ? ` that match “${words}”, of ${figure(rows)}` : ''}; all are in tables/${details.id.slice('table-'.length)}.csv beside the page.`;
     };
     const filter = () => {
       const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -98,6 +105,12 @@
       };
     });
     if (total > size) details.querySelector('.scroll').before(make('div', {className: 'tools'}, find, back, on, count));
+    details.print = (paper) => {
+      const at = page * size;
+      size = paper && found.length <= PAPER ? PAPER : SCREEN;
+      page = paper ? Math.floor(at / size) : page;
+      draw();
+    };
     details.lookFor = (words) => { find.value = words; page = 0; filter(); };
     draw();
   };
@@ -106,6 +119,25 @@
     if (details.open) (window.requestIdleCallback ?? setTimeout)(() => ready(details));
     details.addEventListener('toggle', () => { if (details.open) ready(details); });
   }
+
+  // Paper: every table stands open, short ones with all their rows.
+  let opened = null;
+  addEventListener('beforeprint', () => {
+    if (opened) return;
+    opened = all('details.table:not([open])');
+    all('details.table').forEach((details) => { ready(details); details.print(true); details.open = true; });
+  });
+  addEventListener('afterprint', () => {
+    opened?.forEach((details) => { details.open = false; });
+    if (opened) all('details.table').forEach((details) => details.print(false));
+    opened = null;
+  });
+
+  // An empty form is no evidence: the calculator is printed once something was asked of it.
+  const calculator = document.getElementById('calculator');
+  const asked = () => calculator?.classList.add('asked');
+  calculator?.addEventListener('input', asked);
+  if (location.hash.startsWith('#calculator?')) asked();
 
   // A mark leads to its rows.
   addEventListener('click', (event) => {
@@ -153,6 +185,7 @@
       const link = make('a', {textContent: run.run});
       link.setAttribute('href', `#find:${run.run}`);
       told.replaceChildren(link);
+      document.getElementById('timeline-printed').textContent = `Run: ${run.name}, ${run.run}`;
     };
     tell(data.runs[data.chosen]);
     const draw = () => {

@@ -11,12 +11,19 @@ from typing import Final
 
 from analysis.report import palette
 from analysis.report.chart import Chart, begin, inline
-from analysis.report.context import Context, Section
+from analysis.report.context import Context, Section, View
 from analysis.report.fragment import Fragment
+from analysis.report.lettering import fitted
 from analysis.report.sections import sections
 from analysis.report.table import Table, to_json
 from analysis.report.timeline import bundle, template
 from analysis.report.workers import Job, Workers
+
+PRINTED: Final = 40
+"""Charts of a section that are printed whatever is chosen; of more, the choice alone is."""
+
+OPTION: Final = 310.0
+"""Room for the words of a choice on a phone, px."""
 
 Drawings = dict[str, list[Job]]
 """Charts by name, each at its widths, under way."""
@@ -116,6 +123,9 @@ def _inside(one: Section, drawings: Drawings) -> str:
     if one.anchor == "timeline" and one.data:
         parts.append('<div class=choose id=timeline-choose hidden><label for=timeline-run>Run</label>'
                      "<select id=timeline-run></select> <span class=id id=timeline-id></span></div>")  # fmt: skip
+        chosen = one.data["runs"][one.data["chosen"]]  # type: ignore[index, call-overload]
+        named = escape(f"Run: {chosen['name']}, {chosen['run']}")
+        parts.append(f"<p class=printed id=timeline-printed>{named}</p>")
     parts.append(_views(one, drawings))
     parts += [table.html() for table in one.tables]
     if one.anchor == "timeline" and one.data:
@@ -130,19 +140,35 @@ def _views(one: Section, drawings: Drawings) -> str:
     if not one.views:
         return ""
     out = []
-    if len(one.views) > 1:
-        options = "".join(f"<option>{escape(view.name)}</option>" for view in one.views)
+    several_views = len(one.views) > 1
+    whole = sum(len(view.charts) for view in one.views) <= PRINTED
+    if several_views:
+        options = "".join(map(_option, one.views))
         out.append(f'<div class=choose><label for="choose-{one.anchor}">{escape(one.choose)}</label>'
                    f'<select id="choose-{one.anchor}" data-views="views-{one.anchor}">{options}</select>'
                    "</div>")  # fmt: skip
+        if not whole:
+            names = "; ".join(view.name for view in one.views)
+            out.append(f"<p class=printed>One of {len(one.views)} choices is printed, the one named below; the others "
+                       f"are in the page, and as files in pictures/. All of them: {escape(names)}.</p>")  # fmt: skip
     blocks = []
     for place, view in enumerate(one.views):
         several = len(view.charts) > 1 or one.anchor in ("maps", "predicted")
         shape = ("two" if one.anchor == "speed" else "") if several else "one"
         head = f"<div class=head>{view.head}</div>" if view.head else ""
         drawn = "".join(inline(chart, drawings[chart.name], titled=several) for chart in view.charts)
-        blocks.append(f'<div class="view {shape}{" on" if place == 0 else ""}">{head}{drawn}</div>')
-    return f'{"".join(out)}<div id="views-{one.anchor}">{"".join(blocks)}</div>'
+        # On paper there is no choice to be read above the picture.
+        named = f"<h3 class=printed>{escape(f'{one.choose}: {view.name}')}</h3>" if several_views else ""
+        blocks.append(f'<div class="view {shape}{" on" if place == 0 else ""}">{named}{head}{drawn}</div>')
+    kind = ' class="whole"' if whole else ""
+    return f'{"".join(out)}<div id="views-{one.anchor}"{kind}>{"".join(blocks)}</div>'
+
+
+def _option(view: View) -> str:
+    """A phone cuts what is longer, and always at its end, where names differ."""
+    shown = fitted(view.name, 13.8, OPTION)
+    title = f' title="{escape(view.name)}"' if shown != view.name else ""
+    return f"<option{title}>{escape(shown)}</option>"
 
 
 def _summary(context: Context) -> str:

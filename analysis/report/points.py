@@ -211,3 +211,13 @@ class Naming:
 def colours(names: Iterable[str]) -> dict[str, str]:
     """A colour per name, the same in every chart; beyond eight they repeat, and shapes and tables tell them apart."""
     return {name: LIGHT[f"c{place % 8 + 1}"] for place, name in enumerate(sorted(set(names)))}
+
+
+SHAPES: Final = (
+    "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left",
+)  # fmt: skip
+
+
+def shapes(names: Iterable[str]) -> dict[str, str]:
+    """A mark per name, the same in every chart; where colours begin again, shapes are one further on."""
+    return {name: SHAPES[(place + place // 8) % 8] for place, name in enumerate(sorted(set(names)))}

@@ -56,13 +56,19 @@ class Table:
         if len(self.rows) > len(shown):
             left = f" The page holds the first {len(shown):,}; all are in tables/{self.name}.csv beside it."
         more = f'<script type="application/json">{self._data(shown)}</script>' if len(shown) > PAGE else ""
+        # On paper nobody can turn the page; page.js keeps the words true to what is shown.
+        rest = ""
+        if len(self.rows) > PAGE:
+            words = f"Rows 1–{PAGE} of {len(self.rows):,}; all are in tables/{self.name}.csv beside the page."
+            rest = f"<p class=rest>{escape(words)}</p>"
         # With few rows all of them are in the markup already, and the script reads them from there.
         return (
-            f'<details class="table" id="table-{escape(self.name)}"{" open" if self.open else ""}>'
+            f'<details class="table" id="table-{escape(self.name)}" data-rows={len(self.rows)}'
+            f"{' open' if self.open else ''}>"
             f"<summary>{escape(self.title)} <span class=count>{len(self.rows):,} "
             f"{'row' if len(self.rows) == 1 else 'rows'}</span></summary>"
             f"{_paragraph(self.note + left)}"
-            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{more}'
+            f'{box(self.title)}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{more}{rest}'
             f"{self._trace()}</details>"
         )
 
@@ -92,6 +98,11 @@ class Table:
             out.writerow([one.label for one in self.columns])
             out.writerows(self.rows)
         return path
+
+
+def box(title: str) -> str:
+    """The start of what a wide table scrolls in; a keyboard reaches it, and a screen reader hears its name."""
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(title)}">'
 
 
 def text_of(value: Any, kind: str) -> str:

@@ -50,15 +50,15 @@ def section(context: Context) -> Section:
                                                                                        default=0)))  # fmt: skip
     out.lead = (
         "What one engine start looked like over time: memory above, activity below, phases as bands. "
-        f"Each line has at most {SLICES} points, each the peak of its slice of time; of several GPUs the first is "
-        "drawn. Every sample is in the set's samples table."
+        f"Each line has at most {SLICES} points, each the peak of its slice of time; dots are single readings, and "
+        "nothing is drawn between them. Of several GPUs the first is drawn. Every sample is in the set's samples table."
     )
     if len(kept) < len(runs):
         out.notes.append(f"{len(kept):,} of {len(runs):,} runs are embedded: failed and flagged ones first, the others "
                          "evenly over the grid; runs without samples are left out.")  # fmt: skip
     out.views.append(View("timeline", (Chart(
         "timeline", f"Timeline of {default['name']}, run {default['run']}", lambda width: spec(default, width),
-        _legend(default),
+        _legend(default), shapes={default["names"][0]: "line", default["names"][1]: "circle"},
     ),)))  # fmt: skip
     out.data = {"runs": kept, "chosen": kept.index(default)}
     return out
@@ -171,7 +171,11 @@ def spec(run: dict[str, Any], width: int) -> Spec:
     x = {"field": "t", "type": "quantitative", "axis": {"tickCount": 6, "grid": False},
          "scale": {"nice": False, "zero": True}}  # fmt: skip
 
-    def panel(height: int, title: str, fields: list[tuple[str, str, list[int]]], last: bool) -> Spec:
+    # PSS is read far more seldom than the rest: a line between two readings would show a rise that nobody saw.
+    marks = {True: {"type": "line", "strokeWidth": 1.6, "interpolate": "linear"},
+             False: {"type": "point", "filled": True, "size": 16, "opacity": 1}}  # fmt: skip
+
+    def panel(height: int, title: str, fields: list[tuple[str, str, bool]], last: bool) -> Spec:
         across = {**x, "title": "seconds since the sampler started" if last else None}
         return {
             "width": inner, "height": height,
@@ -181,16 +185,15 @@ def spec(run: dict[str, Any], width: int) -> Spec:
                               "description": {"field": "phase"}}},
                 *({"data": {"name": "lines", "values": lines},
                    "transform": [{"filter": f"datum.{name} !== null"}],
-                   "mark": {"type": "line", "strokeWidth": 1.6, "color": colour, "strokeDash": dash,
-                            "interpolate": "linear"},
+                   "mark": {**marks[joined], "color": colour},
                    "encoding": {"x": across, "y": {"field": name, "type": "quantitative", "title": title,
                                                    "axis": {"tickCount": 4}}}}
-                  for name, colour, dash in fields),
+                  for name, colour, joined in fields),
             ],
         }  # fmt: skip
 
-    memory = [("a", LIGHT["text"], [1, 0]), *([("b", LIGHT["c6"], [1, 0])] if run["b"] else [])]
-    below = panel(90, run["activity"], [("c", LIGHT["c1"], [1, 0])], True)
+    memory = [("a", LIGHT["text"], True), *([("b", LIGHT["c6"], False)] if run["b"] else [])]
+    below = panel(90, run["activity"], [("c", LIGHT["c1"], True)], True)
     return {"vconcat": [panel(180, "memory, MiB", memory, False), below], "spacing": 14}
 
 

@@ -106,3 +106,77 @@ def test_the_theme_can_be_chosen_and_paper_is_light(browser: Any, page: Path) ->
     assert dark != light
     browser.open(page, width=800, height=900, dark=True, media="print")
     assert browser.run(colour) == light
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_wider_letters_are_not_cut_either(browser: Any, page: Path, width: int) -> None:
+    """A reader may have none of the faces that charts are laid out for; these are the widest that are common."""
+    browser.open(page, width=width, height=900)
+    browser.run("const s = document.createElement('style');"
+                "s.textContent = 'svg text { font-family: \"DejaVu Sans\", Verdana, sans-serif !important }';"
+                "document.head.append(s)")  # fmt: skip
+    assert browser.layout_problems("main") == []
+
+
+def test_room_for_labels_is_what_the_browser_needs(browser: Any, page: Path) -> None:
+    from analysis.report.lettering import width
+
+    browser.open(page)
+    words = ["int8-w8a8 T 16,384 S 1,024", "failed, kv allocation, out of memory", "MWmw%@#&{}[]()<>", "ABCDEFGHIJKL",
+             "NOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz", "0123456789.,:;-_/+*=~^|!?", "\"$`'\\"]  # fmt: skip
+    needed = browser.run("const c = document.createElement('canvas').getContext('2d');"
+                         "c.font = '100px \"DejaVu Sans\", Verdana, Arial, sans-serif';"
+                         "return arguments[0].map((word) => c.measureText(word).width)", words)  # fmt: skip
+    for word, room in zip(words, needed, strict=True):
+        assert room <= width(word, 100) <= 1.35 * max(room, 1), word
+
+
+def test_a_keyboard_reaches_tables_and_not_every_mark(browser: Any, page: Path) -> None:
+    browser.open(page, width=1440, height=900)
+    stops = browser.run(
+        "return [...document.querySelectorAll('a[href], button, select, input, summary, [tabindex]')]"
+        ".filter((one) => one.tabIndex >= 0 && one.checkVisibility())"
+        ".map((one) => one.closest('figure') ? 'mark' : one.className || one.localName)"
+    )
+    assert "mark" not in stops and len(stops) < 60
+    browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    boxes = browser.run(
+        "return [...document.querySelectorAll('.scroll')].map((one) => [one.tabIndex, one.getAttribute('aria-label')])"
+    )
+    assert boxes and all(place == 0 and name for place, name in boxes)
+
+
+def test_print_names_what_it_shows_and_what_it_leaves_out(browser: Any, page: Path) -> None:
+    import base64
+    import re
+
+    browser.open(page, width=794, height=900, media="print")
+    visible = "return [...document.querySelectorAll(arguments[0])].filter((one) => one.checkVisibility())"
+    for anchor in ("memory", "speed", "maps"):
+        names = browser.run(f"{visible}.map((one) => one.textContent)", f"#{anchor} h3.printed")
+        label, options = browser.run(
+            "const s = document.getElementById(arguments[0]);"
+            "return [s.labels[0].textContent, [...s.options].map((one) => one.title || one.textContent)]",
+            f"choose-{anchor}",
+        )
+        assert names == [f"{label}: {one}" for one in options]
+        assert browser.run(f"{visible}.length", f"#{anchor} .view") == len(options)
+    assert browser.run(f"{visible}.map((one) => one.textContent)", "#timeline-printed")[0].startswith("Run: tiny-")
+    # Tables stand open while it is printed, and as they were after it.
+    before = browser.run("return document.querySelectorAll('details.table[open]').length")
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    counts = dict(browser.run(
+        "return [...document.querySelectorAll('details.table')].map((one) => ["
+        "one.open && one.querySelector('table').checkVisibility() ? one.id : '',"
+        "[one.querySelectorAll('tbody tr').length,"
+        "[...one.querySelectorAll('.rest:not([hidden])')].map((word) => word.textContent)]])"
+    ))  # fmt: skip
+    assert "" not in counts
+    assert counts["table-claims"] == [60, []]
+    assert counts["table-multipliers"] == [20, ["Rows 1–20 of 200; all are in tables/multipliers.csv beside the page."]]
+    assert browser.layout_problems("main") == []
+    browser.run("dispatchEvent(new Event('afterprint'))")
+    assert browser.run("return document.querySelectorAll('details.table[open]').length") == before
+    assert browser.run("return document.querySelectorAll('#table-claims tbody tr').length") == 20
+    paper = base64.b64decode(browser.driver.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert paper.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", paper)) > 5

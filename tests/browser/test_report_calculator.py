@@ -67,6 +67,17 @@ def test_it_answers_there_like_predict(browser: Any, report: Path, width: int, c
 
 
 def test_the_whole_report_can_be_printed(browser: Any, report: Path) -> None:
-    browser.open(report, 794, media="print")
+    browser.open(report, 794, media="print", fragment="calculator?model=llama-3.1-8b&gpu=l4&max_model_len=8192")
+    assert browser.find('#calculator [data-out="verdict"]').text
     assert browser.layout_problems("#calculator") == []
     browser.screenshot("report-print")
+
+
+def test_an_empty_form_is_not_printed(browser: Any, report: Path) -> None:
+    browser.open(report, 794, media="print")
+    shown = "return document.querySelector('#calculator').checkVisibility()"
+    assert not browser.run(shown)
+    browser.run("document.querySelector('#calculator [data-field=\"max_num_seqs\"]')"
+                ".dispatchEvent(new Event('input', {bubbles: true}))")  # fmt: skip
+    assert browser.run(shown)
+    assert not browser.run("return document.querySelector('#calculator form').checkVisibility()")

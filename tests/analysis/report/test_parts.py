@@ -240,3 +240,168 @@ def test_a_job_whose_process_is_gone_is_done_here() -> None:
         assert workers.start(max, 5, 6).result() == 6
         with pytest.raises(ValueError, match="invalid literal"):
             workers.start(int, "x").result()
+
+
+def view_of(section: Any, name: str) -> Any:
+    return next(view for view in section.views if view.name == name)
+
+
+def grid_of(models: int = 1, formats: int = 2, loads: bool = True) -> Context:
+    """Two values of T by three of S of every model and format, each with two workloads and a trial of a knee search."""
+    engines, workloads = [], []
+    for model in range(models):
+        for fmt in range(formats):
+            for i in range(6):
+                ids = {"run_id": f"r{model}-{fmt}-{i}", "point_id": f"p{model}-{fmt}-{i}"}
+                engines.append(gpu_row(i, model=f"m{model:02d}", quantization=f"f{fmt:02d}", **ids))
+                for place, (name, rate) in enumerate((("c1", 111.0), ("c32", 3222.0), ("knee", 98765.0))):
+                    trial = {"knee_trial": 1, "knee_value": 8.0} if name == "knee" else {}
+                    workloads.append(load_row(*ids.values(), workload=name, position=place, output_tokens_per_s=rate,
+                                              flags=["client_share"] if name == "c32" and i == 0 else [],
+                                              **trial))  # fmt: skip
+    return Context([], points_of([a_set(engines, workloads if loads else [])]), [])
+
+
+def test_maps_are_of_one_named_workload_and_never_of_a_knee_trial() -> None:
+    from analysis.report import heat
+
+    section = heat.section(grid_of())
+    names = [view.name for view in section.views]
+    assert names == ["Peak memory: m00", "KV tokens: m00", "Throughput, c1: m00", "TTFT p50, c1: m00",
+                     "Throughput, c32: m00", "TTFT p50, c32: m00"]  # fmt: skip
+    for name, figure in (("c1", "111"), ("c32", "3,222")):
+        view = view_of(section, f"Throughput, {name}: m00")
+        assert [chart.title for chart in view.charts] == [f"Throughput, {name}: m00, f{fmt:02d}" for fmt in (0, 1)]
+        for chart in view.charts:
+            drawn = chart.build(NARROW)
+            assert isinstance(drawn, str) and drawn.count(f">{figure}</text>") == 6 and "98,765" not in drawn
+    assert "2 of 12 figures are flagged" in view_of(section, "Throughput, c32: m00").head
+    assert "flagged" not in view_of(section, "Throughput, c1: m00").head
+    (table,) = section.tables
+    place = [column.label for column in table.columns].index("Workload")
+    assert [row[place : place + 2] for row in table.rows[:2]] == [["c1", 111.0], ["c32", 3222.0]]
+    assert len(table.rows) == 24
+
+
+def test_every_model_has_a_map_of_every_format_and_what_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from analysis.report import heat
+
+    context = grid_of(models=4, formats=5)  # the default GPU sweep
+    section = heat.section(context)
+    assert [len(view.charts) for view in section.views] == [5] * 4 * 6 and section.notes == []
+    monkeypatch.setattr(heat, "MAPS", 55)
+    section = heat.section(context)
+    assert [len(view.charts) for view in section.views] == [5] * 11
+    assert section.notes == ["The page has room for 55 maps. Left out of it, and in the table below: Throughput, c1 "
+                             "(m03); TTFT p50, c1 (every model); Throughput, c32 (every model); TTFT p50, c32 (every "
+                             "model)."]  # fmt: skip
+    monkeypatch.setattr(heat, "FORMATS", 3)
+    section = heat.section(grid_of(formats=5, loads=False))
+    assert "In the table only: f03, f04." in section.views[0].head
+
+
+def test_a_map_has_its_marks_once_and_stays_in_its_frame() -> None:
+    import re
+
+    from analysis.report.grid import Cell, drawn
+
+    cells = {(t, s): Cell(6, "<b>", '"><b>', "#find:p") for t in (128, 131_072) for s in (1, 1024, 2048)}
+    chart = Chart("c", "C", lambda width: drawn(cells, [128, 131_072], [1, 1024, 2048], "rows", "columns", width),
+                  widths=(NARROW,))  # fmt: skip
+    html = inline(chart, begin(chart, Workers(1)))
+    assert html.count('<a tabindex="-1" href="#find:p"') == 6 and "<b>" not in html
+    assert "var(--h7)" in html and "var(--ink2)" in html
+    for x, width in re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', html):
+        assert 0 < float(x) < float(x) + float(width) <= NARROW
+
+
+def test_labels_have_room_in_the_widest_common_face() -> None:
+    from analysis.report import failures, memory
+    from analysis.report.lettering import fitted, width
+
+    assert width("0" * 10, 10) >= 63.6 and width("mmW", 10) >= 29  # DejaVu Sans: 0.636, 0.974 and 0.989 em
+    assert fitted("abcdef", 10, 1000) == "abcdef" and width(fitted("a" * 90, 11, 100), 11) <= 100
+    rows = [gpu_row(i, quantization="compressed-tensors-of-a-long-name", kv_pool_mode=("auto", "fixed")[i % 2],
+                    tensor_parallel_size=8, effective_max_num_batched_tokens=131_072, point_id=f"p{i}",
+                    run_id=f"r{i}") for i in range(4)]  # fmt: skip
+    (view,) = memory.section(Context([], points_of([a_set(rows)]), [])).views
+    failed = [gpu_row(i, status="failed", failure_phase="profiling_of_a_long_name", run_id=f"r{i}",
+                      point_id=f"p{i}", failure_cause=f"cause_that_is_much_longer_than_a_phone_is_wide_{i}")
+              for i in range(20)]  # fmt: skip
+    section = failures.section(Context([], points_of([a_set(failed)]), []))
+    assert section.notes == ["The picture shows the 14 most frequent of 20 causes; the table has all."]
+    for chart in (*view.charts, *section.views[0].charts):
+        for room in (NARROW, WIDE):
+            spec: Any = chart.build(room)
+            axis = spec["layer"][0]["encoding"]["y"]["axis"]
+            labels = json.loads(axis["labelExpr"].removesuffix("[datum.value]"))
+            assert axis["labelLimit"] == 0 and axis["minExtent"] == axis["maxExtent"] < 0.65 * room
+            for label in labels:
+                assert width(label, axis["labelFontSize"]) < axis["minExtent"]
+            if chart.name.startswith("memory"):
+                for label, seqs in zip(labels, (64, 128, 64, 128), strict=True):
+                    assert f" T 131,072 S {seqs} " in label
+
+
+def test_flagged_figures_take_no_part_in_the_front_and_shapes_are_in_the_legend() -> None:
+    from analysis.report import loads as speed
+
+    found = [load_row("run0000", "p", workload=name, output_tokens_per_s=rate, flags=flags, tpot_p50_s=0.01 * place)
+             for place, (name, rate, flags) in enumerate(
+                 (("a", 100.0, []), ("bound", 400.0, ["client_share"]), ("b", 200.0, []),
+                  ("best", 900.0, ["client_lag"])), 1)]  # fmt: skip
+    other = load_row("run0001", "q", workload="a", output_tokens_per_s=10.0)
+    context = Context([], points_of([a_set([gpu_row(0, point_id="p"), gpu_row(1, point_id="q", quantization="awq")],
+                                           [*found, other])]), [])  # fmt: skip
+    assert [one.name for one in front(loads_of(context.points), "tpot_p50_s")] == ["a", "b"]
+    section = speed.section(context)
+    assert "hollow marks, take no part in it" in section.lead and "2 of 5 figures are flagged" in section.notes[0]
+    chart = section.views[0].charts[1]
+    assert chart.note == "5 workloads; 2 on the front of the 3 not flagged."
+    assert [label for label, _ in chart.legend] == ["awq", "bf16", "Pareto front", speed.HOLLOW]
+    assert (chart.shapes["awq"], chart.shapes["bf16"]) == ("circle", "square")
+    spec = json.dumps(chart.build(NARROW))
+    assert '"domain": ["awq", "bf16"], "range": ["circle", "square"]' in spec
+    page = inline(chart, begin(chart, Workers(1)))
+    assert page.count('class="swatch"') == 4 and 'stroke-dasharray="3 1.5"' in page
+    flagged = [load_row("run0000", "p", flags=["client_lag"])]
+    (view,) = speed.section(Context([], points_of([a_set([gpu_row(0, point_id="p")], flagged)]), [])).views
+    assert view.charts[0].note == "No front: each of the 1 workloads is flagged."
+
+
+def test_every_pair_of_colour_and_shape_is_told_apart() -> None:
+    from analysis.report.chart import SHAPES
+    from analysis.report.points import colours, shapes
+
+    names = [f"f{number:02d}" for number in range(24)]
+    pairs = {(colours(names)[name], shapes(names)[name]) for name in names}
+    assert len(pairs) == 24 and set(shapes(names).values()) == set(SHAPES)
+
+
+def test_every_flag_of_a_workload_has_a_meaning_and_client_flags_hold_rows_back() -> None:
+    from analysis.report.flags import CLIENT, MEANING, held_back
+    from bench.load.flags import CLIENT_BOUND_FLAGS, FLAGS
+
+    assert set(FLAGS) <= set(MEANING) and set(CLIENT_BOUND_FLAGS) <= CLIENT
+    assert held_back({"flags": ["client_share"]}) and not held_back({"flags": ["few_samples_p99"]})
+
+
+def test_rare_readings_are_dots_and_never_a_line() -> None:
+    from analysis.report.timeline import spec
+
+    samples = [{"t_s": i / 10, "phase": "launch", "tree_rss_bytes": GIB, "tree_cpu_s": i / 10,
+                "tree_pss_bytes": GIB // 2 if i in (0, 90) else None} for i in range(100)]  # fmt: skip
+    point = points_of([a_set([gpu_row(device_kind="cpu")])])[0]
+    run = decimated(samples, point, point.row)
+    assert run is not None
+    layers = [layer for panel in spec(run, WIDE)["vconcat"] for layer in panel["layer"] if "y" in layer["encoding"]]
+    marks = {layer["encoding"]["y"]["field"]: layer["mark"]["type"] for layer in layers}
+    assert marks == {"a": "line", "b": "point", "c": "line"}
+
+
+def test_a_table_can_be_scrolled_by_keyboard_and_says_on_paper_what_is_missing() -> None:
+    table = Table("t", 'T "<b>"', [Column("n", "0")], [[i] for i in range(21)])
+    html = table.html()
+    assert '<div class="scroll" tabindex="0" role="group" aria-label="T &quot;&lt;b&gt;&quot;">' in html
+    assert "<p class=rest>Rows 1–20 of 21; all are in tables/t.csv beside the page.</p>" in html
+    assert "class=rest" not in Table("t", "T", [Column("n", "0")], [[i] for i in range(20)]).html()
