@@ -141,6 +141,7 @@ class Grid:
 
     Attributes:
         cells: all of them, engine cells first. engine_cell: cell per engine row; workload_cell: per workload row.
+        start_of: per cell the engine cell that it runs on; of an engine cell itself.
         matched: cells that at least two sides have. seen: (cells, sides), rows of any outcome.
         constants: identity columns with one value everywhere.
     """
@@ -178,6 +179,8 @@ class Grid:
         engines = len(first_engine)
         self.workload_cell, first_workload = self._workload_groups(engines, bool(options.row))
         self.workload_cell = self.workload_cell + engines
+        under = self.engine_cell[frame.engine_of[first_workload]] if len(first_workload) else np.zeros(0, np.int64)
+        self.start_of = np.concatenate([np.arange(engines), under])
         self._name(first_engine, first_workload, options.table)
 
         sides = len(frame.sides)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.compare.metrics import METRICS
 from analysis.compare.model import CORRECTIONS, TESTS, CompareError, Options
 
 if TYPE_CHECKING:
@@ -15,7 +18,16 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "markdown", "json", "parquet")
 
-EPILOG = """\
+LATENCIES = "ttft_, tpot_, itl_ and e2e_ with p50, p90, p95, p99, mean or max"
+
+
+def listed() -> str:
+    """The names of all metrics, on lines of a help text."""
+    names = [metric.name for metric in METRICS if not metric.name.startswith(("ttft_", "tpot_", "itl_", "e2e_"))]
+    return textwrap.fill(", ".join([*names, LATENCIES]), 114, initial_indent=" " * 9).lstrip()
+
+
+EPILOG = f"""\
 examples:
   compare results/vllm-0.31 results/vllm-0.32
   compare results/a results/b --metric throughput,tpot_p99 --filter 'model:/qwen/ max_num_seqs:>=64'
@@ -27,8 +39,13 @@ filter: key:value words, joined by AND (or a blank) and OR, negated by -, groupe
 
 fail-on: a rule trips on a change that is decided (significant after correction, or exact) and beyond the threshold;
 METRIC>5%! takes the estimate alone. From a baseline of 0 any change is beyond every per cent. What too few
-restarts leave undecided passes with a word, unless --undecided fail.
-exit code: 0; 1 where a rule tripped or nothing could be compared; 2 for a bad request."""
+restarts leave undecided passes with a word, unless --undecided fail. Cells that start in the baseline and fail in
+another set trip the rules that would have judged them, unless a rule such as failures>2 says how many may.
+
+metrics: {listed()}; or any numeric column of the sets.
+
+exit code: 0; 1 where a rule tripped or nothing could be compared; 2 for a bad request, such as a rule on a metric
+that no set has a value of."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,14 +114,14 @@ def run(args: argparse.Namespace) -> int:
         )
         rules = gate.parse(args.fail_on, args.fail_on_any) if args.fail_on else []
         form = _format(args)
-        if rules and options.metrics:
-            missing = [name for name in gate.metrics_of(rules) if name not in options.metrics]
-            options = Options(**{**options.__dict__, "metrics": (*options.metrics, *missing)})
-        elif extra := [name for name in gate.metrics_of(rules) if not _is_default(name)]:
-            options = Options(**{**options.__dict__, "metrics": (*_defaults(), *extra)})
+        asked = gate.metrics_of(rules)
+        named = options.metrics or _defaults()
+        if extra := {name: rule for name, rule in asked.items() if name not in named}:
+            options = replace(options, metrics=(*named, *extra), rules=tuple(extra.items()))
         from analysis.compare.run import compare_sets
 
         comparison = compare_sets(args.sets, options)
+        gate.check(rules, comparison)
         _write(comparison, args, form)
     except CompareError as problem:
         return _refuse(str(problem))
@@ -173,13 +190,7 @@ def words(given: list[str]) -> tuple[str, ...]:
 
 
 def _defaults() -> tuple[str, ...]:
-    from analysis.compare.metrics import METRICS
-
     return tuple(metric.name for metric in METRICS if metric.default)
-
-
-def _is_default(name: str) -> bool:
-    return name in _defaults()
 
 
 def _refuse(sentence: str) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from analysis import rows
 from analysis.compare import keys
-from analysis.compare.cells import Frame, Grid
+from analysis.compare.cells import Frame, Grid, matches
 from analysis.compare.load import value_text
 from analysis.compare.model import Difference, Only, Outcome, Quality
 
@@ -53,12 +53,17 @@ def environment(frame: Frame, axis: str | None) -> tuple[list[Difference], list[
     found: list[Difference] = []
     split: list[str] = []
     told: list[str] = []
+    stated: dict[tuple[bool, ...], dict[str, str]] = {}
     for column in (*rows.ENVIRONMENT, *keys.MINOR):
         if column not in frame.engines.column_names:
             continue
         values = values_of(frame, column)
         known = [set(one) for one in values if one]
-        if len(set().union(*known)) < 2 or column == frame.col:
+        if column == frame.col:
+            continue
+        if len(set().union(*known)) < 2:
+            if known and len(known) < len(values) and column not in keys.MINOR:
+                stated.setdefault(tuple(map(bool, values)), {})[column] = known[0].copy().pop()
             continue
         role = "minor" if column in keys.MINOR else "question" if column == axis else "warning"
         if role == "warning" and any(len(one) > 1 for one in known):
@@ -70,12 +75,26 @@ def environment(frame: Frame, axis: str | None) -> tuple[list[Difference], list[
         found.append(Difference(column, values, role))
     if frame.col != "set":
         axis = axis or frame.col
-    told += _questions(frame, found, axis)
+    # Of an axis that only some sides state it cannot be said that it is the same everywhere.
+    told += _questions(frame, found, axis, any(axis in columns for columns in stated.values()))
+    told += [_unstated(frame, sides, columns) for sides, columns in stated.items()]
     return found, split, told
 
 
-def _questions(frame: Frame, found: list[Difference], axis: str | None) -> list[str]:
-    """Settles which difference is the question; warns of those that are not."""
+def _unstated(frame: Frame, sides: Sequence[bool], columns: dict[str, str]) -> str:
+    """Metadata that some sides state and others do not know: no difference is shown by it, and none excluded."""
+    lack, have = (
+        [label for label, known in zip(frame.sides, sides, strict=True) if known is one] for one in (False, True)
+    )
+    what = ", ".join(f"{column} ({value})" for column, value in columns.items())
+    return (
+        f"{what} {'are' if len(columns) > 1 else 'is'} stated by {', '.join(have)} and unknown in {', '.join(lack)}: "
+        "a difference cannot be excluded"
+    )
+
+
+def _questions(frame: Frame, found: list[Difference], axis: str | None, unstated: bool) -> list[str]:
+    """Settles which difference is the question; warns of those that are not. `unstated`: some side lacks the axis."""
     open_ones = [one for one in found if one.role == "warning"]
     told = []
     if axis is None and open_ones:
@@ -92,7 +111,7 @@ def _questions(frame: Frame, found: list[Difference], axis: str | None) -> list[
             at = next(i for i, one in enumerate(found) if one.column == axis)
             found[at] = Difference(axis, found[at].values, "question")
             open_ones = [one for one in open_ones if one.column != axis]
-    if axis is not None and frame.col == "set" and not any(one.column == axis for one in found):
+    if axis is not None and frame.col == "set" and not unstated and not any(one.column == axis for one in found):
         told.append(f"--axis {axis}: it is the same in all rows, so it explains no change")
     companions = FOLLOWERS.get(axis or "", set())
     for one in open_ones:
@@ -203,7 +222,12 @@ def outcomes(grid: Grid) -> list[Outcome]:
                 )
                 out.append(
                     Outcome(
-                        grid.cells[at].name, frame.sides[other], _counted(before, names), _counted(after, names), kind
+                        grid.cells[at].name,
+                        frame.sides[other],
+                        _counted(before, names),
+                        _counted(after, names),
+                        kind,
+                        int(at),
                     )
                 )
     rank = {"breaks": 0, "worse": 1, "other": 2, "better": 3, "mends": 4}
@@ -242,17 +266,25 @@ def _outcome_words(table: object, good: np.ndarray) -> tuple[np.ndarray, list[st
     return np.array([unique.index(name) for name in names], np.int64)[group] if names else group, unique
 
 
-def only(grid: Grid) -> list[Only]:
-    """Cells that some side lacks; a workload cell only where its engine cell is there."""
-    sides = grid.frame.sides
+def only(grid: Grid, outcomes: Sequence[Outcome]) -> list[Only]:
+    """Cells that some side lacks; no workload cell whose start fails there, as `outcomes` says already."""
+    import numpy as np
+
+    frame, sides = grid.frame, grid.frame.sides
+    generates = np.zeros(grid.seen.shape, bool)
+    ok = matches(frame.engines, "status", lambda text: text == "ok")
+    generates[grid.engine_cell[ok], frame.engine_side[ok]] = True
+    told = np.zeros(len(grid.cells), bool)
+    told[[one.cell_index for one in outcomes]] = True
+    explained = (told[:, None] & (grid.seen > 0) & ~generates)[grid.start_of]
     out = []
     for cell in grid.cells:
-        have = grid.seen[cell.index] > 0
+        have = (grid.seen[cell.index] > 0) | ((cell.kind == "workload") & explained[cell.index])
         if not have.all() and have.any():
             out.append(
                 Only(
                     cell.name,
-                    tuple(s for s, h in zip(sides, have, strict=True) if h),
+                    tuple(s for s, n in zip(sides, grid.seen[cell.index], strict=True) if n),
                     tuple(s for s, h in zip(sides, have, strict=True) if not h),
                 )
             )

@@ -54,7 +54,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
     plain = {
         field.name: getattr(comparison, field.name)
         for field in dataclasses.fields(comparison)
-        if field.name not in ("changes", "metrics")
+        if field.name not in ("changes", "metrics", "broken", "unmeasured")
     }
     out: dict[str, Any] = {"format_version": FORMAT_VERSION}
     for name, value in plain.items():

@@ -2,20 +2,20 @@
 
 A rule trips on a change that is decided (significant after correction, or exact) and whose size is beyond the
 threshold. `!` after a rule takes the estimate alone, whatever the test says. `failures>0` counts cells that start on
-the baseline and not on another side.
+the baseline and not on another side. Without such a rule, cells that fail where a rule would have judged them trip
+it: a candidate that does not start is no improvement of its latency.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analysis.compare.metrics import METRICS, Metric
-from analysis.compare.model import VERDICTS, Changes, CompareError, Comparison
+from analysis.compare.metrics import METRICS, Metric, nearest
+from analysis.compare.model import VERDICTS, Broken, Changes, CompareError, Comparison
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,13 +48,20 @@ class Rule:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a rule: the changes that tripped it, and those beyond it that too few restarts leave open."""
+    """What became of a rule.
+
+    Attributes:
+        tripped, undecided: changes beyond it that are decided, and that too few restarts leave open.
+        judged: comparisons it applies to. broken: cells it does not apply to because they fail on another side.
+        failures: cells that a rule on failures counts, where they are too many.
+    """
 
     rule: Rule
     tripped: tuple[int, ...]
     undecided: tuple[int, ...]
     judged: int
     failures: int = 0
+    broken: tuple[Broken, ...] = ()
 
 
 def parse(text: str, every: bool = False) -> list[Rule]:
@@ -83,8 +90,7 @@ def parse(text: str, every: bool = False) -> list[Rule]:
 def _in_unit(text: str, name: str, limit: float, unit: str) -> float:
     metric = next((metric for metric in METRICS if metric.name == name), None)
     if metric is None and not re.search(r"_(bytes|s|w|j|tokens|pct|mhz|hz|c|tokens_per_s|requests_per_s)$", name):
-        near = difflib.get_close_matches(name, [one.name for one in METRICS], n=1, cutoff=0.5)
-        raise CompareError(f"--fail-on {text!r}: no metric {name!r}" + (f", did you mean {near[0]}?" if near else ""))
+        raise CompareError(f"--fail-on {text!r}: no metric is named {name!r}; {nearest(name)}")
     from analysis.compare.metrics import of_column
 
     shown = (metric or of_column(name, "engine")).unit
@@ -97,9 +103,24 @@ def _in_unit(text: str, name: str, limit: float, unit: str) -> float:
     raise CompareError(f"--fail-on {text!r}: {name} is in {shown or 'no unit'}; write {limit:g}% or {limit:g}{shown}")
 
 
-def metrics_of(rules: Sequence[Rule]) -> list[str]:
-    """Metrics that must be compared for the rules to be judged."""
-    return list(dict.fromkeys(rule.metric for rule in rules if rule.metric != "failures"))
+def metrics_of(rules: Sequence[Rule]) -> dict[str, str]:
+    """Metrics that must be compared for the rules to be judged, with the text of the first rule of each."""
+    out: dict[str, str] = {}
+    for rule in rules:
+        if rule.metric != "failures":
+            out.setdefault(rule.metric, rule.text)
+    return out
+
+
+def check(rules: Sequence[Rule], comparison: Comparison) -> None:
+    """Raises CompareError for a rule on a metric that was measured nowhere: it could only ever pass."""
+    labels = [column.label for column in comparison.columns]
+    for rule in rules:
+        if any(_names(metric, rule.metric) for metric in comparison.unmeasured):
+            sides = f"neither {labels[0]} nor {labels[1]}" if len(labels) == 2 else f"none of {', '.join(labels)}"
+            raise CompareError(
+                f"--fail-on {rule.text!r}: {sides} has a value of {rule.metric}, so it can judge nothing"
+            )
 
 
 def apply(rules: Sequence[Rule], comparison: Comparison) -> list[Verdict]:
@@ -124,7 +145,11 @@ def apply(rules: Sequence[Rule], comparison: Comparison) -> list[Verdict]:
         left = np.zeros_like(beyond) if rule.any else beyond & open_ones
         out.append(
             Verdict(
-                rule, tuple(map(int, np.flatnonzero(trips))), tuple(map(int, np.flatnonzero(left))), int(here.sum())
+                rule,
+                tuple(map(int, np.flatnonzero(trips))),
+                tuple(map(int, np.flatnonzero(left))),
+                int(here.sum()),
+                broken=tuple(one for one in comparison.broken if _names(one.metric, rule.metric)),
             )
         )
     return out
@@ -145,8 +170,14 @@ def _names(metric: Metric, name: str) -> bool:
 
 
 def sentences(verdicts: Sequence[Verdict], comparison: Comparison, undecided: str) -> tuple[list[str], bool]:
-    """What to print, and whether the whole is tripped. `undecided`: fail | pass, for what restarts cannot decide."""
+    """What to print, and whether the whole is tripped. `undecided`: fail | pass, for what restarts cannot decide.
+
+    Cells that fail trip the rules that would have judged them, unless a rule on failures says how many may. A rule that
+    is left with nothing to judge trips in any case.
+    """
     out, failed = [], False
+    limit = next((one.rule for one in verdicts if one.rule.metric == "failures"), None)
+    partly: dict[str, list[str]] = {}
     for one in verdicts:
         name = one.rule.text
         if one.rule.metric == "failures":
@@ -162,6 +193,9 @@ def sentences(verdicts: Sequence[Verdict], comparison: Comparison, undecided: st
         elif one.tripped:
             failed = True
             out.append(f"TRIPPED: {name}: {len(one.tripped)} of {one.judged} comparisons, {_worst(one, comparison)}")
+        elif not one.judged and one.broken:
+            failed = True
+            out.append(f"TRIPPED: {name}: it has nothing to judge, since {_lost(one.broken, comparison)}")
         elif not one.judged or one.undecided:
             failed |= undecided == "fail"
             why = (
@@ -175,7 +209,36 @@ def sentences(verdicts: Sequence[Verdict], comparison: Comparison, undecided: st
             )
         else:
             out.append(f"ok: {name}: none of {one.judged} comparisons")
+        if one.judged and one.broken:
+            verb = "is" if sum(len(broken.cells) for broken in one.broken) == 1 else "are"
+            partly.setdefault(f"{_lost(one.broken, comparison)} and {verb} not judged by", []).append(name)
+    for lost, names in partly.items():
+        told = f"{lost} {' and '.join(names)}"
+        failed |= limit is None
+        out.append(
+            f"note: {told}; {limit.text} decides about failures"
+            if limit
+            else f"TRIPPED: {told}; add failures>0 to fail on all that fail, or failures>N to allow N of them"
+        )
     return out, failed
+
+
+def _lost(broken: Sequence[Broken], comparison: Comparison) -> str:
+    """The cells that fail, in words."""
+    told, baseline = [], comparison.baseline
+    for one in broken:
+        many = len(one.cells) != 1
+        if one.starts:
+            told.append(
+                f"{len(one.cells)} {'cells that start' if many else 'cell that starts'} in {baseline} "
+                f"{'do' if many else 'does'} not in {one.column}"
+            )
+        else:
+            told.append(
+                f"{len(one.cells)} {'loads that complete' if many else 'load that completes'} in {baseline} "
+                f"{'fail' if many else 'fails'} in {one.column}"
+            )
+    return " and ".join(told)
 
 
 def _more_often(comparison: Comparison) -> str:

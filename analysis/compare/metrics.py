@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from analysis.compare.model import CompareError
@@ -21,7 +21,10 @@ class Metric:
         columns: candidates for the column, the first that a set has; or (numerator, *factors of the denominator).
         unit: unit it is shown in. scale: stored value times this is the shown one.
         better: `lower`, `higher` or None where neither is.
-        exact_from: restarts of one value from which it counts as deterministic; None for timings, which never do.
+        exact_from: restarts on each side from which a difference without any spread may count without a test; None for
+            timings, which never do.
+        by_nature: where the quantity is arithmetic and cannot jitter: `always`, in a `fixed pool`, or nowhere.
+            Elsewhere only a metric without spread in any cell counts as deterministic: allocators' steps hide jitter.
         formula: `column`, or `per_token` for energy.
     """
 
@@ -32,6 +35,7 @@ class Metric:
     scale: float = 1.0
     better: str | None = None
     exact_from: int | None = None
+    by_nature: str = ""
     formula: str = "column"
     default: bool = True
 
@@ -49,13 +53,13 @@ def _latencies() -> tuple[Metric, ...]:
 
 
 METRICS = (
-    _size("weights", "weights_bytes", exact_from=1),
+    _size("weights", "weights_bytes", exact_from=1, by_nature="always"),
     _size("activation", "activation_peak_bytes"),
     _size("load_adds", "runtime_activation_peak_bytes"),
     _size("non_torch", "non_torch_bytes"),
     _size("cuda_graphs", "cuda_graph_bytes"),
-    _size("kv_pool", "kv_cache_bytes", "higher"),
-    Metric("kv_tokens", "engine", ("kv_cache_tokens",), "tokens", 1.0, "higher", 2),
+    _size("kv_pool", "kv_cache_bytes", "higher", by_nature="fixed pool"),
+    Metric("kv_tokens", "engine", ("kv_cache_tokens",), "tokens", 1.0, "higher", 2, "fixed pool"),
     _size("device_peak", "device_memory_peak_bytes"),
     _size("tree_peak", "tree_pss_peak_bytes"),
     _size("torch_peak", "torch_allocated_peak_bytes", default=False),
@@ -108,12 +112,18 @@ def columns_of(names: Sequence[str]) -> set[str]:
     return {column for metric in meant for column in metric.columns} | set(names)
 
 
-def choose(names: Sequence[str], engine: Iterable[str], workload: Iterable[str]) -> list[Metric]:
+def choose(
+    names: Sequence[str],
+    engine: Iterable[str],
+    workload: Iterable[str],
+    rules: Mapping[str, str] | None = None,
+) -> list[Metric]:
     """The metrics that are meant: known names, or any numeric column of the sets.
 
     Args:
         names: as given; empty for the default metrics.
         engine, workload: numeric columns that the tables of the sets have.
+        rules: of names that a rule of `--fail-on` asks for, the rule's text.
 
     Raises:
         CompareError: a name that is neither, with the nearest one there is.
@@ -129,13 +139,26 @@ def choose(names: Sequence[str], engine: Iterable[str], workload: Iterable[str])
         if known is None and name in engine:
             known = of_column(name, "engine")
         if known is None:
-            every = [metric.name for metric in METRICS] + engine + workload
-            near = difflib.get_close_matches(name, every, n=1, cutoff=0.5)
-            meant = f"did you mean {near[0]}?" if near else "known: " + ", ".join(m.name for m in METRICS)
-            raise CompareError(f"--metric {name}: no such metric and no numeric column of these sets; {meant}")
+            asked = f"--fail-on {rules[name]!r}" if rules and name in rules else "--metric"
+            raise CompareError(
+                f"{asked}: no metric and no numeric column of these sets is named {name!r}; "
+                + nearest(name, [*engine, *workload])
+            )
         if known not in chosen:
             chosen.append(known)
     return chosen
+
+
+def nearest(name: str, columns: Sequence[str] = ()) -> str:
+    """What may have been meant by an unknown name, and where all metrics are listed."""
+    every = [*(metric.name for metric in METRICS), *columns]
+    near = difflib.get_close_matches(name, every, n=1, cutoff=0.5)
+    guess = f"did you mean {near[0]}" if near else f"the nearest is {_closest(name, every)}"
+    return f"{guess} (`compare --help` lists the metrics)"
+
+
+def _closest(name: str, every: Sequence[str]) -> str:
+    return difflib.get_close_matches(name, every, n=1, cutoff=0.0)[0]
 
 
 def of_column(name: str, kind: str) -> Metric:

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from analysis.compare.metrics import Metric
 
 VERDICTS = ("changed", "exact", "same", "no_change", "undecided")
-"""changed: significant after correction. exact: no spread between restarts, and another value. same: no spread, the
-same value. no_change: tested, not significant. undecided: too few restarts to reach alpha, whatever they show."""
+"""changed: significant after correction. exact: no spread between restarts in any cell of the metric, and another
+value. same: no spread in this cell, the same value. no_change: tested, not significant. undecided: too few restarts to
+reach alpha, whatever they show."""
 
 TESTS = ("auto", "mann-whitney", "welch", "moderated-t")
 CORRECTIONS = ("bh", "holm", "none")
@@ -36,6 +37,7 @@ class Options:
         axis: the checked metadata whose difference is the question; None to infer it where only one differs.
         test: one of `TESTS`. correction: one of `CORRECTIONS`. alpha: level, after correction.
         strict: leave out rows whose flags say that they cannot be trusted.
+        rules: (metric, text of the rule) where a rule of the gate, not the user, asks for that metric.
     """
 
     metrics: tuple[str, ...] = ()
@@ -49,6 +51,7 @@ class Options:
     correction: str = "bh"
     alpha: float = 0.05
     strict: bool = False
+    rules: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,28 @@ class Outcome:
     before: dict[str, int]
     after: dict[str, int]
     kind: str  # breaks | mends | worse | better | other
+    cell_index: int
 
     def sentence(self, baseline: str) -> str:
         def told(counts: dict[str, int]) -> str:
             return ", ".join(f"{n} {name}" for name, n in counts.items())
 
         return f"{self.cell}: {baseline}: {told(self.before)}; {self.column}: {told(self.after)}"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Cells in which a metric is measured on the baseline and not on another side, because they fail there.
+
+    Attributes:
+        column: label of that side. cells: their indices.
+        starts: the engine does not start; else it starts and the load on it fails.
+    """
+
+    metric: Metric
+    column: str
+    cells: tuple[int, ...]
+    starts: bool
 
 
 @dataclass(frozen=True)
@@ -187,6 +206,8 @@ class Comparison:
     outcomes: list[Outcome] = field(default_factory=list)
     only: list[Only] = field(default_factory=list)
     geomeans: list[Geomean] = field(default_factory=list)
+    broken: list[Broken] = field(default_factory=list)
+    unmeasured: list[Metric] = field(default_factory=list)  # no side has a value of them
 
     @property
     def baseline(self) -> str:

@@ -12,6 +12,8 @@ CORRECTION_NAMES = {"bh": "Benjamini-Hochberg (false discovery rate)", "holm": "
 MOST_WARNINGS = 20
 LISTED = 12
 """Most lines of a list of cells before the rest is counted only."""
+FEW = 6
+"""Most cells that keep lines of their own where one name for all of them would name others too."""
 
 
 def page(comparison: Comparison, markdown: bool = False, width: int = 118, every: bool = False) -> str:
@@ -193,8 +195,10 @@ def _listing(out: Page, c: Comparison, side: int, show: object, title: str, ever
             direction = f" ({metric.better} is better)" if metric.better else ""
             head = f"{table + ': ' if table else ''}{f'{metric.name}, {metric.unit}'.rstrip(', ')}{direction}"
             out.lines += ["", f"**{head}**" if out.markdown else head, *([""] if out.markdown else [])]
-            alike = _alike(c, rows_at) if not every else [[row] for row in rows_at]
-            rows = [_row(c, group, metric.better) for group in alike[:limit]]
+            of = np.flatnonzero((changes.metric == at) & (changes.column == side))
+            names = _Names(c, [int(row) for row in of if c.cells[changes.cell[row]].table == table])
+            alike = _alike(c, rows_at, names) if not every else [[row] for row in rows_at]
+            rows = [_row(c, group, metric.better, names) for group in alike[:limit]]
             out.table(
                 [
                     "cell",
@@ -208,27 +212,62 @@ def _listing(out: Page, c: Comparison, side: int, show: object, title: str, ever
                 ],
                 rows,
             )
+            for group in alike[:limit]:
+                if names.others(group):
+                    told = "; ".join(names.names[row] for row in group[:LISTED])
+                    more = f" and {len(group) - LISTED} more" if len(group) > LISTED else ""
+                    out.text(f"{names.shared(group)}: {told}{more}")
             if len(alike) > limit:
                 out.text(f"  ... and {sum(map(len, alike[limit:]))} more; --all or --out FILE has them")
 
 
-def _alike(c: Comparison, rows: Sequence[int]) -> list[list[int]]:
-    """Exact changes of the same two values make one line: weights do not depend on max_num_seqs."""
+def _alike(c: Comparison, rows: Sequence[int], names: _Names) -> list[list[int]]:
+    """Exact changes of the same two values make one line: weights do not depend on max_num_seqs.
+
+    A few cells that their shared name does not tell from others keep lines of their own.
+    """
     groups: dict[tuple, list[int]] = {}
     for row in rows:
         exact = VERDICTS[c.changes.verdict[row]] == "exact"
         groups.setdefault((c.changes.median_a[row], c.changes.median_b[row]) if exact else (row,), []).append(row)
-    return list(groups.values())
+    out = []
+    for group in groups.values():
+        few = len(group) <= FEW and names.others(group)
+        out += [[row] for row in group] if few else [group]
+    return out
 
 
-def _shared_name(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    words = [word for word in names[0].split() if all(word in name.split() for name in names)]
-    return " ".join([*words, f"({len(names)} cells)"])
+class _Names:
+    """Names for several comparisons of a metric, side and table at once. `of`: all of them, whatever they found."""
+
+    def __init__(self, c: Comparison, of: Sequence[int]) -> None:
+        self.names = {row: c.cells[c.changes.cell[row]].name for row in of}
+        self.words = {row: name.split() for row, name in self.names.items()}
+        self.having: dict[str, set[int]] = {}
+        for row, words in self.words.items():
+            for word in words:
+                self.having.setdefault(word, set()).add(row)
+
+    def others(self, group: Sequence[int]) -> int:
+        """How many comparisons are not of the group, and have all words that its cells share."""
+        if len(group) == 1:
+            return 0
+        alike = [self.having[word] for word in self._shared(group)]
+        return len(set.intersection(*alike) if alike else self.words) - len(group)
+
+    def shared(self, group: Sequence[int]) -> str:
+        """What the cells of a group have in common, and how many of the cells that are called so it has."""
+        if len(group) == 1:
+            return self.names[group[0]]
+        others = self.others(group)
+        count = f"({len(group)} of {len(group) + others} cells)" if others else f"({len(group)} cells)"
+        return " ".join([*self._shared(group), count])
+
+    def _shared(self, group: Sequence[int]) -> list[str]:
+        return [word for word in self.words[group[0]] if all(word in self.words[row] for row in group)]
 
 
-def _row(c: Comparison, group: Sequence[int], better: str | None) -> list[str]:
+def _row(c: Comparison, group: Sequence[int], better: str | None, names: _Names) -> list[str]:
     changes, row = c.changes, group[0]
     digits = _digits(changes.median_a[row])
     verdict = VERDICTS[changes.verdict[row]]
@@ -242,7 +281,7 @@ def _row(c: Comparison, group: Sequence[int], better: str | None) -> list[str]:
     )
     interval = "" if verdict in ("exact", "same") else f"{low:+.2f} .. {high:+.2f}" if math.isfinite(low) else "none"
     return [
-        _shared_name([c.cells[changes.cell[one]].name for one in group]),
+        names.shared(group),
         _figure(changes.median_a[row], digits)
         + _spread(changes.spread_a[row], changes.median_a[row], changes.n_a[row]),
         _figure(changes.median_b[row], digits)
@@ -322,4 +361,4 @@ def _method(out: Page, c: Comparison) -> None:
     else:
         out.text(f"No test was made. Figures are medians; per cent are of {c.baseline}'s median.")
     if c.count("exact") or c.count("same"):
-        out.text("exact: the quantity has no spread between restarts, so a difference needs no test.")
+        out.text("exact: the quantity has no spread between restarts in any cell, so a difference needs no test.")

@@ -22,7 +22,7 @@ def compare_sets(paths: Sequence[Path], options: Options | None = None) -> Compa
         CompareError: fewer sets than needed can be used, or an option means nothing here. Files and sets that cannot
             be read are left out and named in `Comparison.warnings`.
     """
-    from analysis.compare import cells, context, load, metrics, verdicts
+    from analysis.compare import broken, cells, context, load, metrics, verdicts
     from analysis.compare.filters import Filter
 
     options = options or Options()
@@ -59,7 +59,7 @@ def compare_sets(paths: Sequence[Path], options: Options | None = None) -> Compa
                 raise CompareError(
                     f"{option} {name}: no such column in these sets" + (f"; did you mean {near[0]}?" if near else "")
                 )
-    chosen = metrics.choose(options.metrics, data.numeric["engines"], data.numeric["workloads"])
+    chosen = metrics.choose(options.metrics, data.numeric["engines"], data.numeric["workloads"], dict(options.rules))
     frame = cells.Frame(data, col)
     if options.filter:
         frame.keep(Filter(options.filter, known))
@@ -84,7 +84,7 @@ def compare_sets(paths: Sequence[Path], options: Options | None = None) -> Compa
     judged = verdicts.judge(grid, chosen, options)
     warnings = [*data.warnings, *told, *context.unusable(frame), *grid.warnings]
     outcomes = context.outcomes(grid)
-    only = context.only(grid)
+    only = context.only(grid, outcomes)
     if not grid.matched:
         warnings.append(
             f"{' and '.join(frame.sides)} have no configuration in common, so nothing is compared; "
@@ -111,6 +111,8 @@ def compare_sets(paths: Sequence[Path], options: Options | None = None) -> Compa
         outcomes=outcomes,
         only=only,
         geomeans=judged.geomeans,
+        broken=broken.broken(grid, chosen, outcomes),
+        unmeasured=broken.unmeasured(grid, chosen, judged.metrics),
     )
 
 

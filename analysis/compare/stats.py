@@ -166,12 +166,12 @@ def t_test(
     n, m = a.shape[1], b.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
         for side, sample in enumerate((a, b)):
-            variance, df = _variance(sample), float(sample.shape[1] - 1)
+            spread, df = variance(sample), float(sample.shape[1] - 1)
             if priors is not None:
-                variance, df = _moderated(variance, df, priors[side])
-            part = variance / sample.shape[1]
+                spread, df = _moderated(spread, df, priors[side])
+            part = spread / sample.shape[1]
             square, shares = square + part, shares + part**2 / df
-            within += variance * (sample.shape[1] - 1)
+            within += spread * (sample.shape[1] - 1)
         df_of = np.where(shares > 0, np.minimum(square**2 / shares, 1e6), np.where(square > 0, 1e6, np.nan))
         pooled = within / (n + m - 2) * (1 / n + 1 / m)
         error = np.sqrt(square if priors is None else np.fmax(square, pooled))
@@ -191,10 +191,12 @@ def _moderated(variance: np.ndarray, df: float, prior: Prior) -> tuple[np.ndarra
     return (prior.df * prior.variance + df * variance) / (prior.df + df), min(prior.df + df, max(prior.total, df))
 
 
-def _variance(x: np.ndarray) -> np.ndarray:
+def variance(x: np.ndarray) -> np.ndarray:
+    """Of each row; NaN where it is one value."""
     import numpy as np
 
-    return x.var(axis=1, ddof=1) if x.shape[1] > 1 else np.full(len(x), np.nan)
+    # From the first value on, so that equal values have no variance at all instead of a rounding error's.
+    return (x - x[:, :1]).var(axis=1, ddof=1) if x.shape[1] > 1 else np.full(len(x), np.nan)
 
 
 def variance_prior(variances: np.ndarray, df: np.ndarray) -> Prior:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 MODERATED_FROM = 5
 """Restarts on each side from which `auto` may fall back to the moderated t test."""
 
+REPEATS = 4
+"""Restarts beyond the first of their cells, over both sides, that must all agree before a quantity counts as
+deterministic: two steps of an allocator that are equally likely agree so often in one cell of two restarts that one
+comparison in eight would be a false change; with four repeats it is one in twenty."""
+
 CHANGED, EXACT, SAME, NO_CHANGE, UNDECIDED = range(len(VERDICTS))
 
 ROOM = 10
@@ -35,12 +40,13 @@ _NAMES = {
 
 @dataclass
 class _Batch:
-    """Pairs of samples of one size: rows `at` of the changes."""
+    """Pairs of samples of one size: rows `at` of the changes. exact: where a difference may count without a test."""
 
     metric: int
     at: np.ndarray
     a: np.ndarray
     b: np.ndarray
+    exact: np.ndarray
 
 
 @dataclass
@@ -72,6 +78,7 @@ def judge(grid: Grid, chosen: Sequence[Metric], options: Options) -> Judged:
         if not pairs:
             absent.append(metric.name)
             continue
+        exact = layouts[metric.kind].deterministic(metric)
         for cell, side, a, b in pairs:
             parts.append(
                 (
@@ -82,7 +89,7 @@ def judge(grid: Grid, chosen: Sequence[Metric], options: Options) -> Judged:
                     np.full(len(cell), b.shape[1]),
                 )
             )
-            batches.append(_Batch(len(metrics), np.arange(at, at + len(cell)), a, b))
+            batches.append(_Batch(len(metrics), np.arange(at, at + len(cell)), a, b, exact[cell, side]))
             at += len(cell)
         metrics.append(metric)
     columns = [np.concatenate(part) for part in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 5
@@ -118,7 +125,7 @@ class Layout:
 
         frame = grid.frame
         self.table = frame.engines if kind == "engine" else frame.workloads
-        cell = grid.engine_cell if kind == "engine" else grid.workload_cell
+        cell = self.cell = grid.engine_cell if kind == "engine" else grid.workload_cell
         side = frame.engine_side if kind == "engine" else frame.workload_side
         good = frame.started if kind == "engine" else frame.ok
         self.sides, self.cells = len(frame.sides), len(grid.cells)
@@ -131,12 +138,7 @@ class Layout:
         """(cell, side, values of its restarts), where there are any."""
         import numpy as np
 
-        values = _values(self.table, metric)
-        if values is None:
-            return
-        values, group = values[self.order], self.group
-        there = np.isfinite(values)
-        values, group = values[there], group[there]
+        values, group = self._measured(metric)
         starts = np.flatnonzero(np.diff(group, prepend=-1))
         for start, end in zip(starts, [*starts[1:], len(group)], strict=False):
             yield int(group[start]) // self.sides, int(group[start]) % self.sides, values[start:end]
@@ -145,13 +147,7 @@ class Layout:
         """(cells, other side, baseline's samples, other's samples), one entry per pair of sample sizes."""
         import numpy as np
 
-        values = _values(self.table, metric)
-        if values is None:
-            return []
-        values, group = values[self.order], self.group
-        there = np.isfinite(values)
-        if not there.all():
-            values, group = values[there], group[there]
+        values, group = self._measured(metric)
         counts = np.bincount(group, minlength=self.cells * self.sides).reshape(self.cells, self.sides)
         starts = np.concatenate([[0], np.cumsum(counts.ravel())[:-1]]).reshape(counts.shape)
         out = []
@@ -166,8 +162,55 @@ class Layout:
                 out.append((cells, side, a, b))
         return out
 
+    def deterministic(self, metric: Metric) -> np.ndarray:
+        """(cells, sides): where a difference from the baseline needs no test, because nothing on either side jitters.
 
-def _values(table: object, metric: Metric) -> np.ndarray | None:
+        Restarts that happen to agree in one cell prove nothing where those of another cell differ, so what is no
+        arithmetic by its nature is asked for agreement everywhere, and for `REPEATS` of it.
+        """
+        import numpy as np
+
+        out = np.zeros((self.cells, self.sides), bool)
+        if metric.exact_from is None:
+            return out
+        values, group = self._measured(metric)
+        counts = np.bincount(group, minlength=out.size).reshape(out.shape)
+        repeats, jitters = np.maximum(counts - 1, 0), np.zeros(out.size, bool)
+        jitters[group[1:][(group[1:] == group[:-1]) & (values[1:] != values[:-1])]] = True
+        jitters = jitters.reshape(out.shape)
+        arithmetic = self._arithmetic(metric)
+        for cells, needed in ((arithmetic, 0), (~arithmetic, REPEATS)):
+            for side in range(1, self.sides):
+                both = np.ix_(cells, [0, side])
+                out[cells, side] = not jitters[both].any() and repeats[both].sum() >= needed
+        return out
+
+    def _arithmetic(self, metric: Metric) -> np.ndarray:
+        """Per cell: the metric is computed there from the configuration, not sized by what was free."""
+        import numpy as np
+
+        out = np.full(self.cells, metric.by_nature == "always")
+        if metric.by_nature == "fixed pool" and "kv_pool_mode" in self.table.column_names:
+            codes, values = keys.encode(self.table.column("kv_pool_mode"))
+            fixed = np.array([value == "fixed" for value in values], bool)[codes] if values else np.zeros(0, bool)
+            out[self.cell] = True
+            out[self.cell[~fixed]] = False
+        return out
+
+    def _measured(self, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+        """The values there are, and their group, in the order of the groups."""
+        import numpy as np
+
+        values = measured(self.table, metric)
+        if values is None:
+            return np.zeros(0), np.zeros(0, np.int64)
+        values, group = values[self.order], self.group
+        there = np.isfinite(values)
+        return (values, group) if there.all() else (values[there], group[there])
+
+
+def measured(table: object, metric: Metric) -> np.ndarray | None:
+    """A metric per row, in its display unit, NaN where it was not measured; None where no column has it."""
     import numpy as np
 
     names = table.column_names  # type: ignore[attr-defined]
@@ -195,11 +238,9 @@ def _describe(batch: _Batch, metric: Metric, changes: Changes) -> None:
         constant &= ordered[:, 0] == ordered[:, -1]
     changes.p[at] = stats.mann_whitney(batch.a, batch.b) if n > 1 or m > 1 else 1.0
     equal = batch.a[:, 0] == batch.b[:, 0]
-    settled = np.zeros(len(at), bool)
+    settled = constant & equal if min(n, m) >= 2 else np.zeros(len(at), bool)
     if metric.exact_from is not None and min(n, m) >= metric.exact_from:
-        settled = constant
-    elif min(n, m) >= 2:
-        settled = constant & equal
+        settled |= constant & batch.exact
     changes.verdict[at[settled]] = np.where(equal[settled], SAME, EXACT)
     changes.p[at[settled]] = np.nan
     shift = (batch.b[:, 0] - batch.a[:, 0])[settled]
@@ -254,7 +295,14 @@ def _decide(judged: Judged, batches: Sequence[_Batch], options: Options, pool: T
         of = "geometric means" if test == "moderated-t" else "means"
         judged.interval = f"{100 * (1 - alpha):g} % t interval of the difference of {of}"
     agreed = np.ones(len(changes), bool) if options.test != "auto" or test == "mann-whitney" else changes.p <= alpha
+    by_rank = changes.p.copy()
     _estimate(judged, batches, options, test, testable, pool)
+    flat = testable & ~np.isfinite(changes.p) & (options.test == "auto")
+    if flat.any():
+        # Restarts that all agree have no variance for a t test, and other cells had too little to lend.
+        changes.p[flat] = by_rank[flat]
+        changes.change[flat] = (changes.median_b - changes.median_a)[flat]
+        judged.note += "; where no restart differs from another, Mann-Whitney alone decides"
     testable &= np.isfinite(changes.p)
     judged.tests = int(testable.sum())
     changes.p_adjusted[testable] = stats.adjusted(changes.p[testable], options.correction)
@@ -262,16 +310,18 @@ def _decide(judged: Judged, batches: Sequence[_Batch], options: Options, pool: T
     found = testable & (changes.p_adjusted <= alpha) & agreed
     changes.verdict[testable] = NO_CHANGE
     changes.verdict[found] = CHANGED
-    if test == "mann-whitney" and options.correction != "none":
+    ranked = testable if test == "mann-whitney" else flat
+    if ranked.any() and options.correction != "none":
         # What the smallest p there can be would still miss, with the changes that were found.
         share = (
             (int(found.sum()) + 1) / everything
             if options.correction == "bh"
             else 1 / max(1, everything - int(found.sum()))
         )
-        changes.verdict[testable & ~found & (least > alpha * share)] = UNDECIDED
+        changes.verdict[ranked & ~found & (least > alpha * share)] = UNDECIDED
     undecided = changes.verdict == UNDECIDED
     changes.need_n[undecided] = need
+    changes.need_n[undecided & flat] = stats.restarts_needed(alone)
     point = undecided & ~np.isfinite(changes.change)
     changes.change[point] = (changes.median_b - changes.median_a)[point]
 
@@ -357,7 +407,7 @@ def _scales(
                 *samples, _ = scale.there(batch.a[chosen], batch.b[chosen])
                 for at, sample in enumerate(samples):
                     if sample.shape[1] > 1:
-                        found[at].append((sample.var(axis=1, ddof=1), sample.shape[1] - 1))
+                        found[at].append((stats.variance(sample), sample.shape[1] - 1))
         first, second = (_prior(one) for one in found)
         out[metric, side] = _Scale(above[metric], (first, second))
     return out

@@ -34,7 +34,7 @@ def page(one: History, markdown: bool = False, width: int = 118) -> str:
     out.title(f"{metric.name}{unit} over {len(one.points)} sets, by {one.order}")
     for warning in one.warnings:
         out.text(f"WARNING: {warning}")
-    first = one.points[0].value
+    first = next((at for at, point in enumerate(one.points) if math.isfinite(point.value)), 0)
     starts = {change.at: change for change in one.changes}
     rows = []
     for at, point in enumerate(one.points):
@@ -52,7 +52,9 @@ def page(one: History, markdown: bool = False, width: int = 118) -> str:
                 str(point.cells),
                 str(point.restarts),
                 _figure(point.value),
-                f"{100 * (point.value / first - 1):+.2f}%" if math.isfinite(point.value) and at else "",
+                f"{100 * (point.value / one.points[first].value - 1):+.2f}%"
+                if math.isfinite(point.value) and at > first
+                else "",
                 mark,
             ]
         )
@@ -60,18 +62,24 @@ def page(one: History, markdown: bool = False, width: int = 118) -> str:
     if one.shared_cells:
         bars = sparkline([point.value for point in one.points])
         out.text(
-            f"{bars}  geometric mean over the {one.shared_cells} cells that all sets have, of the medians of their "
-            "restarts"
+            f"{bars}  geometric mean over the {one.shared_cells} of {one.total_cells} cells that {_every(one)}, of the "
+            "medians of their restarts"
         )
     out.title("Change points")
     if one.changes:
         for change in one.changes:
             out.text(_sentence(one, change))
+    elif not one.shared_cells:
+        out.text(f"nothing was tested over the cells together: none of the {one.total_cells} is one that {_every(one)}")
     elif one.noise_source:
         out.text("none in the shared cells together: no step stands out of the noise")
+    if not one.tested_cells:
+        out.text("no single cell was tested either" if not one.shared_cells else "no single cell was tested")
+    elif not one.cell_changes:
+        out.text(f"single cells, corrected over them: none of the {one.tested_cells} that were tested changes")
     if one.cell_changes:
         cells = len({change.series for change in one.cell_changes})
-        out.text(f"single cells, corrected over them: {cells} of {len(one.series)} change, the largest first")
+        out.text(f"single cells, corrected over them: {cells} of {one.tested_cells} change, the largest first")
         for change in one.cell_changes[:LISTED]:
             out.text(f"  {sparkline(one.series[change.series])}  {_sentence(one, change)}")
         if len(one.cell_changes) > LISTED:
@@ -87,8 +95,14 @@ def page(one: History, markdown: bool = False, width: int = 118) -> str:
     return "\n".join(out.lines).strip("\n") + "\n"
 
 
+def _every(one: History) -> str:
+    if one.measured_sets == len(one.points):
+        return "all sets have"
+    return f"all {one.measured_sets} sets with a value have"
+
+
 def _sentence(one: History, change: Change) -> str:
-    before, after = one.points[change.at - 1], one.points[change.at]
+    before, after = one.points[change.last], one.points[change.at]
     unit = f" {one.metric.unit}" if one.metric.unit else ""
     step = f"{before.version or before.label} -> {after.version or after.label}"
     word = ""
@@ -116,6 +130,7 @@ def document(one: History) -> dict[str, Any]:
     def told(change: Change) -> dict[str, Any]:
         return {
             "series": change.series,
+            "last": change.last,
             "at": change.at,
             "set": one.points[change.at].label,
             "before": change.before,
@@ -133,6 +148,9 @@ def document(one: History) -> dict[str, Any]:
         "order": one.order,
         "alpha": one.alpha,
         "shared_cells": one.shared_cells,
+        "total_cells": one.total_cells,
+        "measured_sets": one.measured_sets,
+        "tested_cells": one.tested_cells,
         "noise_per_cent": plain(one.noise),
         "noise_source": one.noise_source,
         "points": [{name: plain(value) for name, value in vars(point).items()} for point in one.points],

@@ -1,4 +1,7 @@
-"""A metric over sets: a series per cell, one over the cells that all sets share, and their change points.
+"""A metric over sets: a series per cell, one over the cells that all measured sets share, and their change points.
+
+A set without any value of the metric, such as one whose starts all failed, takes no part in what is shared: it is named
+and left out, so that one bad set does not end the history.
 
 Change points: PELT with a squared-error cost on logarithms (R. Killick, P. Fearnhead, I. Eckley, J. Am. Stat.
 Assoc. 107 (2012)), by the library `ruptures`. Its penalty is the noise variance of a set's median times the value
@@ -20,12 +23,15 @@ from analysis.compare.model import CompareError, Options
 if TYPE_CHECKING:
     import numpy as np
 
+    from analysis.compare.cells import Frame
     from analysis.compare.metrics import Metric
 
 ORDERS = ("auto", "version", "time", "given")
 LEAST = 3
 """Sets from which a change point has a meaning."""
 LEAST_WITHOUT_RESTARTS = 5
+LACKING = 8
+"""Most sets that are named for lacking cells, those that lack most first."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Change:
-    """A level that differs from the one before. `at`: index of the first point of the new level."""
+    """A level that differs from the one before.
+
+    Attributes:
+        last, at: index of the last point of the old level and of the first of the new one. Sets between them have no
+            value in this series.
+    """
 
     series: str
+    last: int
     at: int
     before: float
     after: float
@@ -57,15 +69,24 @@ class Change:
 
 @dataclass
 class History:
-    """The whole result. `changes` are of the shared series, `cell_changes` of single cells."""
+    """The whole result. `changes` are of the shared series, `cell_changes` of single cells.
+
+    Attributes:
+        shared_cells, total_cells: cells that every measured set has a value in, and that any set has.
+        measured_sets: how many sets have a value at all.
+        noise: of a set's shared value, in per cent. tested_cells: single cells that were looked at for changes.
+    """
 
     metric: Metric
     points: list[Point]
     shared_cells: int
+    total_cells: int
+    measured_sets: int
     noise: float
     noise_source: str
     alpha: float
     order: str
+    tested_cells: int = 0
     changes: list[Change] = field(default_factory=list)
     cell_changes: list[Change] = field(default_factory=list)
     series: dict[str, list[float | None]] = field(default_factory=dict)
@@ -106,9 +127,12 @@ def history(paths: Sequence[Path], metric: str, options: Options | None = None, 
     versions, times = _versions(frame), _times(frame)
     place, order = _ordered(order, versions, times)
     log_medians, counts, variances = log_medians[:, place], counts[:, place], variances[:, place]
-    shared = (counts > 0).all(axis=1)
-    with np.errstate(invalid="ignore"):
-        level = np.exp(log_medians[shared].mean(axis=0)) if shared.any() else np.full(len(place), np.nan)
+    there = (counts > 0).any(axis=0)
+    total = int((counts > 0).any(axis=1).sum())
+    shared = (counts[:, there] > 0).all(axis=1)
+    level = np.full(len(place), np.nan)
+    if shared.any():
+        level[there] = np.exp(log_medians[np.ix_(shared, there)].mean(axis=0))
     points = [
         Point(
             frame.sides[at],
@@ -121,22 +145,52 @@ def history(paths: Sequence[Path], metric: str, options: Options | None = None, 
         )
         for i, at in enumerate(place)
     ]
-    out = History(chosen, points, int(shared.sum()), math.nan, "", options.alpha, order)
+    out = History(chosen, points, int(shared.sum()), total, int(there.sum()), math.nan, "", options.alpha, order)
     out.warnings = [
         *data.warnings,
         *(one for one in told if "vllm_version" not in one.split(" differs")[0]),
-        *context.unusable(frame),
         *grid.warnings,
+        *_left_out(frame, out, place),
+        *_lacking(out),
     ]
     out.warnings = [one for one in out.warnings if not one.startswith("--axis")]
     out.notes = [*data.notes, *grid.notes]
     names = [cell.name for cell in grid.cells]
     for at in np.flatnonzero((counts > 0).any(axis=1)):
         out.series[names[at]] = [float(np.exp(v)) if np.isfinite(v) else None for v in log_medians[at]]
-    if not shared.any():
-        out.warnings.append("no configuration is in all sets: only single cells have a history")
     _find(out, log_medians, counts, variances, shared, names)
     return out
+
+
+def _left_out(frame: Frame, out: History, place: Sequence[int]) -> list[str]:
+    """Sentences on the sets that have no value of the metric."""
+    told = []
+    for at, point in zip(place, out.points, strict=True):
+        if point.cells:
+            continue
+        here = frame.engine_side == at
+        why = (
+            "no row is left of it"
+            if not here.any()
+            else f"none of its {int(here.sum())} engine starts succeeded"
+            if not (here & frame.started).any()
+            else "no successful row has one above 0"
+        )
+        told.append(f"{point.label} has no value of {out.metric.name} ({why}): it is left out of the shared cells")
+    return told
+
+
+def _lacking(out: History) -> list[str]:
+    """A sentence on measured sets that lack cells, which makes the shared ones fewer."""
+    if out.shared_cells == out.total_cells:
+        return []
+    lacks = [(point.label, out.total_cells - point.cells) for point in out.points if 0 < point.cells < out.total_cells]
+    told = ", ".join(f"{label} lacks {cells}" for label, cells in sorted(lacks, key=lambda one: -one[1])[:LACKING])
+    more = f" and {len(lacks) - LACKING} more sets lack some" if len(lacks) > LACKING else ""
+    return [
+        f"{out.shared_cells} of {out.total_cells} cells are shared by the {out.measured_sets} sets that have a value: "
+        f"{told}{more}" + ("; only single cells have a history" if not out.shared_cells else "")
+    ]
 
 
 def _medians(grid: object, metric: Metric) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -159,23 +213,23 @@ def _medians(grid: object, metric: Metric) -> tuple[np.ndarray, np.ndarray, np.n
     return medians, counts, variances
 
 
-def _versions(frame: object) -> list[str]:
+def _versions(frame: Frame) -> list[str]:
     from analysis.compare.context import values_of
 
-    return [" | ".join(values) for values in values_of(frame, "vllm_version")]  # type: ignore[arg-type]
+    return [" | ".join(values) for values in values_of(frame, "vllm_version")]
 
 
-def _times(frame: object) -> list[float]:
+def _times(frame: Frame) -> list[float]:
     import numpy as np
 
     from analysis.compare import keys
 
-    started = keys.floats(frame.engines.column("started_unix_s"))  # type: ignore[attr-defined]
-    side = frame.engine_side  # type: ignore[attr-defined]
+    started = keys.floats(frame.engines.column("started_unix_s"))
+    side = frame.engine_side
     return [
         float(np.nanmin(here)) if np.isfinite(here := started[side == at]).any() else math.nan
         for at in range(len(frame.sides))
-    ]  # type: ignore[attr-defined]
+    ]
 
 
 def _ordered(order: str, versions: Sequence[str], times: Sequence[float]) -> tuple[list[int], str]:
@@ -202,10 +256,13 @@ def _find(
     """Change points of the shared series, and of single cells."""
     import numpy as np
 
-    sets = medians.shape[1]
+    there = np.flatnonzero((counts > 0).any(axis=0))
+    sets = len(there)
     if sets < LEAST:
-        out.notes.append(f"{sets} sets are too few for change points, which need {LEAST}; `compare` tests two")
+        word = "set with a value is" if sets == 1 else "sets with values are"
+        out.notes.append(f"{sets} {word} too few for change points, which need {LEAST}; `compare` tests two")
         return
+    together = medians[np.ix_(shared, there)]
     df = int(np.nansum(np.where(np.isfinite(variances), counts - 1, 0)))
     if df > 0:
         weights = np.where(np.isfinite(variances), counts - 1, 0)
@@ -214,24 +271,25 @@ def _find(
         per_point = np.where(counts > 1, math.pi / 2, 1.0) * pooled / np.maximum(counts, 1)
         out.noise_source = f"between restarts, {df} degrees of freedom"
     else:
-        per_point, df = _from_neighbours(medians[shared]), max(1, int(shared.sum()) * (sets - 1) // 2)
-        out.noise_source = "from differences of neighbouring sets, since no cell has restarts"
+        per_point, df = _from_neighbours(together), max(1, int(shared.sum()) * (sets - 1) // 2)
         if per_point is None or sets < LEAST_WITHOUT_RESTARTS:
             out.notes.append(
-                f"without restarts the noise can only be told from {LEAST_WITHOUT_RESTARTS} sets and more: no "
-                "change points; measure each set with repeats=3 or more"
+                f"without restarts the noise can only be told from cells that {LEAST_WITHOUT_RESTARTS} sets and more "
+                "share: no change points; measure each set with repeats=3 or more"
             )
             return
+        out.noise_source = "from differences of neighbouring sets, since no cell has restarts"
         per_point = np.full(medians.shape, per_point)
     if shared.any():
-        noise = float((per_point[shared].mean(axis=1)).mean() / shared.sum())
+        noise = float(per_point[np.ix_(shared, there)].mean() / shared.sum())
         out.noise = 100 * math.sqrt(noise)
-        out.changes = _split("all shared cells", medians[shared].mean(axis=0), noise, df, out.alpha, 1)
+        out.changes = _split("all shared cells", together.mean(axis=0), there, noise, df, out.alpha, 1)
     complete = np.flatnonzero((counts > 0).sum(axis=1) >= LEAST)
+    out.tested_cells = len(complete)
     for at in complete:
-        there = np.flatnonzero(counts[at] > 0)
-        found = _split(names[at], medians[at, there], float(per_point[at, there].mean()), df, out.alpha, len(complete))
-        out.cell_changes += [Change(one.series, int(there[one.at]), one.before, one.after) for one in found]
+        own = np.flatnonzero(counts[at] > 0)
+        noise = float(per_point[at, own].mean())
+        out.cell_changes += _split(names[at], medians[at, own], own, noise, df, out.alpha, len(complete))
     out.cell_changes.sort(key=lambda one: -abs(math.log(one.after / one.before)))
 
 
@@ -245,7 +303,10 @@ def _from_neighbours(medians: np.ndarray) -> float | None:
     return float((1.4826 * np.median(steps)) ** 2 / 2)
 
 
-def _split(name: str, values: np.ndarray, noise: float, df: int, alpha: float, series: int) -> list[Change]:
+def _split(
+    name: str, values: np.ndarray, places: np.ndarray, noise: float, df: int, alpha: float, series: int
+) -> list[Change]:
+    """Change points of one series of logarithms. `places`: index of the set of each value."""
     import numpy as np
     import ruptures
     from scipy.stats import f
@@ -258,4 +319,7 @@ def _split(name: str, values: np.ndarray, noise: float, df: int, alpha: float, s
         ends = ruptures.Pelt(model="l2", min_size=1, jump=1).fit(values.reshape(-1, 1)).predict(pen=penalty)
     starts = [0, *map(int, ends[:-1])]
     levels = [float(np.exp(values[start:end].mean())) for start, end in zip(starts, ends, strict=True)]
-    return [Change(name, starts[i], levels[i - 1], levels[i]) for i in range(1, len(starts))]
+    return [
+        Change(name, int(places[starts[i] - 1]), int(places[starts[i]]), levels[i - 1], levels[i])
+        for i in range(1, len(starts))
+    ]

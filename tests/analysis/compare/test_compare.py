@@ -56,6 +56,41 @@ def test_the_one_difference_is_the_question_and_others_are_warned_of(tmp_path: P
     assert named.warnings == ["cpu_threads differs (a: 2; b: 4) besides vllm_version: a change may come from either"]
 
 
+def metadata(root: Path, **of_all: Any) -> Path:
+    return write_set(root, 2, 8, noisy(1), lambda c, r: of_all)
+
+
+def test_metadata_that_only_one_side_states_is_warned_of(tmp_path: Path) -> None:
+    known = metadata(tmp_path / "a", driver_version="999.1", host_cpu="Xeon")
+    sets = [known, metadata(tmp_path / "b"), metadata(tmp_path / "c", host_cpu="Xeon")]
+    assert compare_sets(sets[:2]).warnings == [
+        "driver_version (999.1), host_cpu (Xeon) are stated by a and unknown in b: a difference cannot be excluded"
+    ]
+    assert [one.split(":")[0] for one in compare_sets(sets).warnings] == [
+        "driver_version (999.1) is stated by a and unknown in b, c",
+        "host_cpu (Xeon) is stated by a, c and unknown in b",
+    ]
+    (told,) = compare_sets([sets[0], sets[2]], Options(axis="driver_version")).warnings
+    assert "unknown in c" in told and "the same in all rows" not in told
+
+
+def test_a_name_for_several_cells_covers_no_others(tmp_path: Path) -> None:
+    """T is 128, 256 or 384 and S is 1, 2, 4 or 8: four cells of each T."""
+    from analysis.compare import render
+
+    a = write_set(tmp_path / "a", 12, 2)
+
+    def changed(name: str, cells: range | list[int]) -> str:
+        b = write_set(tmp_path / name, 12, 2, of_engine=lambda c, r: {"weights_bytes": 2**30} if c in cells else {})
+        return " ".join(render.page(compare_sets([a, b], Options(metrics=("weights",)))).split())
+
+    assert "T=256 (4 cells)" in changed("all", range(4, 8))
+    few = changed("few", [5, 6])
+    assert "cells)" not in few and "T=256 S=2 " in few and "T=256 S=4 " in few
+    many = changed("many", range(8))
+    assert "(8 of 12 cells): T=128 S=1; T=128 S=2;" in many and many.count("T=256 S=8") == 1
+
+
 def test_failures_and_missing_cells_are_compared(tmp_path: Path) -> None:
     sets = [write_set(tmp_path / "a", 3, 3, noisy(1)), write_set(tmp_path / "b", 4, 3, noisy(2))]
     rows = [make_sets.engine(c, r) for c in (0, 2, 3) for r in range(3)]
@@ -101,7 +136,12 @@ def test_filter_syntax(text: str, expected: str) -> None:
     (["--filter", "modle:x"], "did you mean model"), (["--filter", "(model:x"], "not closed"),
     (["--filter", "model:/(/"], "no regular expression"), (["--metric", "troughput"], "did you mean throughput"),
     (["--fail-on", "tpot_p99"], "write metric>number%"), (["--fail-on", "kv_pol<-1%"], "did you mean kv_pool"),
-    (["--fail-on", "kv_pool>5ms"], "is in GiB"), (["--row", "modl"], "did you mean model"),
+    (["--fail-on", "kv_pool>5ms"], "is in GiB"),
+    (["--fail-on", "tpot_p9>5%"], "--fail-on 'tpot_p9>5%': no metric"), (["--metric", "zzz"], "the nearest is"),
+    (["--fail-on", "tpot_p9>5%"], "did you mean tpot_p9"), (["--fail-on", "zzz>5%"], "`compare --help` lists"),
+    (["--fail-on", "energy_per_token>5%"], "neither a nor b has a value of energy_per_token"),
+    (["--fail-on", "tpot_p99>5%"], "'tpot_p99>5%': neither a nor b has"),
+    (["--row", "modl"], "did you mean model"),
     (["--alpha", "2"], "between 0 and 1"), (["--format", "parquet"], "--out"), (["--filter", "model:nobody"], "no row"),
 ])  # fmt: skip
 def test_bad_requests_are_one_sentence(
@@ -169,7 +209,7 @@ def test_strict_leaves_disturbed_rows_out_and_keeps_what_the_engine_did(tmp_path
 @pytest.mark.parametrize(("rules", "more", "code"), [
     ("throughput<-5%", [], 1), ("throughput<-20%", [], 0), ("throughput<-50tokens/s", [], 1),
     ("throughput>0.01%", [], 0), ("throughput>0.01%!", [], 1), ("throughput>0.01%", ["--fail-on-any"], 1),
-    ("goodput<-1%", [], 0), ("goodput<-1%", ["--undecided", "fail"], 1), ("failures>0", [], 0),
+    ("goodput<-1%", [], 2), ("goodput<-1%", ["--undecided", "fail"], 2), ("failures>0", [], 0),
 ])  # fmt: skip
 def test_gate(rules: str, more: list[str], code: int, tmp_path: Path) -> None:
     words = ["compare", *map(str, pair(tmp_path)), "--metric", "throughput", "--fail-on", rules, *more]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,71 @@ def test_three_restarts_say_why_they_cannot_decide(tmp_path: Path) -> None:
     assert "3 against 3 restarts can reach p = 0.1 at the least by Mann-Whitney, never 0.05" in text
     assert "Needs at least 5 restarts on both sides" in text
     shutil.rmtree(tmp_path)
+
+
+def memory(root: Path, repeats: int, steps: Callable[[int, int], int], cells: int = 12) -> Path:
+    """A memory term in an allocator's steps of 2 MiB."""
+
+    def values(c: int, r: int) -> dict[str, int]:
+        return {"runtime_activation_peak_bytes": (20 + steps(c, r)) * 2**21}
+
+    root.mkdir(exist_ok=True)
+    make_sets.write(root, "engines", [make_sets.engine(c, r, **values(c, r)) for c in range(cells)
+                                      for r in range(repeats)])  # fmt: skip
+    return root
+
+
+@pytest.mark.parametrize(("repeats", "cells", "share"), [(2, 12, 0.5), (2, 24, 0.2), (3, 2, 0.5), (5, 12, 0.5)])
+def test_steps_of_an_allocator_are_no_change(tmp_path: Path, repeats: int, cells: int, share: float) -> None:
+    def alarm(seed: int) -> bool:
+        rng = np.random.default_rng([seed, repeats, cells])
+        sets = [memory(tmp_path / side, repeats, lambda c, r: int(rng.random() < share), cells) for side in ("a", "b")]
+        return bool(reported(compare_sets(sets, Options(metrics=("load_adds",)))))
+
+    trials = 25
+    assert sum(alarm(seed) for seed in range(trials)) <= 0.08 * trials
+
+
+def verdicts(*sets: Path, metric: str = "load_adds") -> list[str]:
+    return [one["verdict"] for one in compare_sets(sets, Options(metrics=(metric,))).records()]
+
+
+def test_a_difference_is_exact_only_where_no_cell_has_spread(tmp_path: Path) -> None:
+    quiet = memory(tmp_path / "a", 2, lambda c, r: 0, 3)
+    moved = memory(tmp_path / "b", 2, lambda c, r: int(c == 1), 3)
+    assert verdicts(quiet, moved) == ["same", "exact", "same"]
+    jitters = memory(tmp_path / "c", 2, lambda c, r: int(c == 1 or c + r == 3), 3)
+    assert verdicts(quiet, jitters) == ["same", "undecided", "undecided"]
+    # Spread in a cell that only one side has counts as well, and one cell of two restarts is no evidence.
+    further = memory(tmp_path / "d", 2, lambda c, r: int(c == 1 or c + r == 4), 4)
+    assert verdicts(quiet, further) == ["same", "undecided", "same"]
+    one = [memory(tmp_path / name, 2, lambda c, r, step=step: step, 1) for step, name in enumerate("ef")]
+    assert verdicts(*one) == ["undecided"]
+
+
+def test_restarts_that_all_agree_beside_one_that_does_not_are_tested_by_rank(tmp_path: Path) -> None:
+    quiet = memory(tmp_path / "a", 5, lambda c, r: int(c + r == 0), 3)
+    moved = memory(tmp_path / "b", 5, lambda c, r: int(c == 1 or c + r == 0), 3)
+    comparison = compare_sets([quiet, moved], Options(metrics=("load_adds",)))
+    assert [one["verdict"] for one in comparison.records()] == ["no_change", "changed", "same"]
+    assert "Mann-Whitney alone decides" in comparison.test_note
+
+
+def test_arithmetic_is_exact_beside_what_is_sized_by_free_memory(tmp_path: Path) -> None:
+    def pool(root: Path, more: int) -> Path:
+        rows = [
+            make_sets.engine(
+                c, r, kv_pool_mode="auto" if c % 2 else "fixed", kv_cache_bytes=2**30 + (r * 2**21 if c % 2 else more)
+            )
+            for c in range(4) for r in range(2)
+        ]  # fmt: skip
+        root.mkdir()
+        make_sets.write(root, "engines", rows)
+        return root
+
+    assert verdicts(pool(tmp_path / "a", 0), pool(tmp_path / "b", 2**20), metric="kv_pool") == [
+        "exact", "undecided", "exact", "undecided"
+    ]  # fmt: skip
 
 
 def test_a_noisier_side_with_fewer_restarts_is_no_change(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("ruptures")
 
 from analysis.cli import main  # noqa: E402
-from analysis.history.render import sparkline  # noqa: E402
-from analysis.history.series import history  # noqa: E402
-from tests.analysis.compare.make_sets import write_set  # noqa: E402
+from analysis.history.render import page, sparkline  # noqa: E402
+from analysis.history.series import History, history  # noqa: E402
+from tests.analysis.compare.make_sets import noisy, write_set  # noqa: E402
 
 VERSIONS = ["0.8.5", "0.9.0", "0.10.1", "0.11.0", "0.12.0", "0.13.0"]
 
@@ -63,6 +63,52 @@ def test_without_restarts_few_sets_decide_nothing_and_many_do(tmp_path: Path) ->
 def test_what_has_no_noise_changes_exactly(tmp_path: Path) -> None:
     found = history(sets(tmp_path, [1, 1, 1.001, 1.001], noise=0.0), "throughput")
     assert [change.at for change in found.changes] == [2]
+
+
+def told(found: History) -> str:
+    return " ".join(page(found).split())
+
+
+def test_a_set_that_failed_is_named_and_ends_no_history(tmp_path: Path) -> None:
+    made = sets(tmp_path, [1, 1, 1, 0.95, 0.95])
+    failed = write_set(tmp_path / "failed", 3, 2, of_engine=lambda c, r: {"status": "failed", "vllm_version": "0.10.9"})
+    found = history([*made, failed], "throughput")
+    assert [point.label for point in found.points] == ["s0", "s1", "s2", "failed", "s3", "s4"]
+    (change,) = found.changes
+    assert (change.last, change.at, found.shared_cells, found.total_cells) == (2, 4, 3, 3)
+    text = told(found)
+    assert "failed has no value of throughput (none of its 6 engine starts succeeded): it is left out" in text
+    assert "over the 3 of 3 cells that all 5 sets with a value have" in text and "0.10.1 -> 0.11.0" in text
+    first = history([failed, *made], "throughput", order="given")
+    assert [change.at for change in first.changes] == [4] and "-5." in told(first)
+
+
+def test_a_set_with_fewer_cells_is_named(tmp_path: Path) -> None:
+    made = sets(tmp_path, [1, 1, 1, 1])
+    partly = write_set(tmp_path / "part", 2, 3, noisy(9), lambda c, r: {"vllm_version": "0.12.0"})
+    found = history([*made, partly], "throughput")
+    assert "2 of 3 cells are shared by the 5 sets that have a value: part lacks 1" in found.warnings
+    assert not [one for one in history(made, "throughput").warnings if "shared" in one]
+
+
+def test_without_shared_cells_nothing_was_tested_together(tmp_path: Path) -> None:
+    made = [
+        write_set(
+            tmp_path / name, 1, 3, noisy(at), lambda c, r, name=name: {"model": name, "vllm_version": f"0.{name}"}
+        )
+        for at, name in enumerate("1234")
+    ]
+    text = told(history(made, "throughput"))
+    assert "nothing was tested over the cells together: none of the 4 is one that all sets have" in text
+    assert "no single cell was tested either" in text and "no step stands out" not in text
+    assert "0 of 4 cells are shared by the 4 sets that have a value" in text
+
+
+def test_too_few_measured_sets_say_so(tmp_path: Path) -> None:
+    made = sets(tmp_path, [1, 0.5])
+    failed = write_set(tmp_path / "failed", 3, 2, of_engine=lambda c, r: {"status": "failed", "vllm_version": "0.12"})
+    found = history([*made, failed], "throughput")
+    assert not found.changes and "2 sets with values are too few" in told(found)
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
