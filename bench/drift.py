@@ -20,7 +20,8 @@ MOST_LINES = 20
 
 
 def drift_columns(row: Mapping[str, Any], phase: str, samples: Sequence[Sample]) -> dict[str, Any]:
-    """The drift of host and device memory over a load that was held for a stated time; empty for other loads.
+    """The drift of host and device memory over a load that was held for a stated time; empty for other loads, and for
+    one that was held too shortly to tell a leak from settling (`analysis.drift.slope.LEAST_SECONDS`).
 
     A ramp and a trace hold no load, and a knee's trials are too many and too short to be told apart from settling.
     """

@@ -16,6 +16,7 @@ from bench.config import DeviceConfig
 from bench.errors import BadRequest
 from bench.identity import content_hash
 from bench.telemetry.cgroup import effective_memory_bytes
+from bench.telemetry.numa import engine_memory_bytes
 from bench.telemetry.nvml import Device, NoNvml, Nvml, open_nvml
 from bench.telemetry.visible import visible_devices
 
@@ -91,6 +92,7 @@ def collect(device: DeviceConfig) -> dict[str, Any]:
         row |= {
             "device_name": row["host_cpu"],
             "device_memory_total_bytes": row["host_memory_bytes"],
+            "host_node_memory_bytes": engine_memory_bytes(),
             "device_count": 1,
             "cpu_threads": default_cpu_threads(device),
         }

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bench import environment, mitigate
+from bench.colocate.label import group_labels
 from bench.colocate.measure import measure_group
 from bench.colocate.summary import group_figures, group_peak_bytes, print_groups
 from bench.engine.gate import device_lock, end_orphans
@@ -45,6 +46,7 @@ class Runner:
         self._started: dict[tuple[str, str, int], dict[str, Any]] = {}
         self._stored: dict[Path, dict[tuple[str, int], str]] = {}
         self._answerable: list[Request] = []
+        self._labels: dict[tuple[str, str, int], str] = {}
         self._answered: set[str] = set()
         self._broken: StoreError | None = None
         self._planned_only = False
@@ -92,6 +94,7 @@ class Runner:
             elif not stands:
                 todo.append(request)
                 again += (results.root, request.point_id, request.cfg.repeat) in tried
+        self._labels = group_labels(requests)
         names = sorted({request.cfg.set for request in requests})
         title = f"{requests[0].cfg.sweep.name} -> {', '.join(names)}"
         skipped = len(requests) - len(todo)
@@ -106,7 +109,8 @@ class Runner:
               f"(vLLM {version} on {first.device_kind}, launcher {first.launcher})", file=sys.stderr)  # fmt: skip
         if first.cfg.dry_run:
             for request in requests:
-                print(f"{request.point_id} {'to start' if request in todo else 'recorded'}  {request.label}")
+                label = self._labels.get(request.key, request.label)
+                print(f"{request.point_id} {'to start' if request in todo else 'recorded'}  {label}")
             self._sets.clear()
             self._planned_only = True
             return []
@@ -172,7 +176,7 @@ class Runner:
             results.create()
             self._prepare(request)
             self._progress = self._progress or Progress(1, 0, request.cfg.set)
-            self._progress.start(request.label)
+            self._progress.start(self._labels.get(request.key, request.label))
             assert self._launchers and self._guard
             group = measure_group(
                 request, self._environment(request), results, self._launchers, self._guard, self._progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,10 @@ the shortfall that an out-of-memory message gives. A judgement, about one large 
 HOST_RESERVE_BYTES = 2**30
 """What an answer leaves of a host's memory: the engine's own working memory under load, and everybody else's. Where the
 last page is taken the kernel ends a process. A judgement."""
+
+
+_NODE = re.compile(r"Available memory on node \d+ \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\)")
+"""vLLM's CPU worker, 0.32.0: what is available on the NUMA node it is bound to, and what that node has."""
 
 
 class NotForMemory(ValueError):
@@ -74,6 +79,18 @@ class Case:
             row=row,
             longest_tokens=_longest(row),
         )
+
+    @property
+    def node_bytes(self) -> tuple[int, int] | None:
+        """Available and total memory of the CPU engine's node, as the failure said; None where it did not. The share
+        of gpu_memory_utilization is of that node, which may hold far less than the host."""
+        found = _NODE.search(self.sentence)
+        return (round(float(found["free"]) * 2**30), round(float(found["total"]) * 2**30)) if found else None
+
+    @property
+    def pruned(self) -> bool:
+        """The arithmetic refused it, and no engine was started."""
+        return self.row.get("status") == "pruned"
 
     @property
     def margin_bytes(self) -> int:

@@ -14,6 +14,7 @@ examples:
   python -m analysis diagnose gpu --run RUN_ID    # one of them
   python -m analysis diagnose gpu --json
 
+What `python -m bench on_oom=mitigate` has started already is folded in: a change that failed is not advised again.
 A change counts as working when its predicted gain covers the shortfall with a margin and nothing else is predicted to
 stop the start. Gains on a GPU are differences of predictions (`python -m analysis predict`), on a CPU engine
 arithmetic.
@@ -73,35 +74,36 @@ def _walked(rows: list[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:
 def _answer(row: dict[str, Any], walked: list[dict[str, Any]]) -> dict[str, Any]:
     """The answer for one row. `asked` is false where it did not fail, or not for memory."""
     from analysis.diagnose.case import Case, NotForMemory
-    from analysis.diagnose.ladder import Rung, first_working, ladder
     from analysis.diagnose.render import text
     from analysis.diagnose.terms import Unpredictable
+    from analysis.diagnose.walked import Answer, Tried, answer
 
     try:
         case = Case.of_row(row)
     except NotForMemory as why:
         return {"asked": False, "run_id": row.get("run_id"), "text": f"{why}\n", "reason": str(why)}
-    rungs: list[Rung] = []
     refusal = ""
     try:
-        rungs = ladder(case)
+        found = answer(case, walked)
     except Unpredictable as why:
         refusal = str(why)
-    best = first_working(rungs)
+        found = Answer([], [Tried(one, None) for one in walked])
+    measured = found.measured
     return {
         "asked": True,
-        "text": text(case, rungs, refusal, walked),
+        "text": text(case, found, refusal),
         "run_id": case.run_id,
         "phase": case.phase,
         "cause": case.cause,
         "sentence": case.sentence,
         "shortfall_bytes": case.shortfall_bytes,
-        "smallest_change": best.overrides() if best else None,
+        "smallest_change": found.best.overrides() if found.best else None,
+        "measured_to_work": measured.change if measured else None,
         "no_advice": refusal or None,
         "rungs": [
             {"name": rung.name, "settings": dict(rung.settings), "gain_bytes": round(rung.gain_bytes),
              "works": rung.works, "note": rung.note}
-            for rung in rungs
+            for rung in found.rungs
         ],
         "walked": [
             {"run_id": one["run_id"], "rung": one["mitigation_rung"], "change": one["mitigation_change"],

@@ -118,7 +118,7 @@ _PREDICTED = (
 
 @dataclass(frozen=True)
 class CpuTerms:
-    """By arithmetic: on a CPU engine the pool is given in bytes, or as a share of the host's memory that holds the
+    """By arithmetic: on a CPU engine the pool is given in bytes, or as a share of its NUMA node's memory that holds the
     weights too, and what else there is does not depend on settings before the first request."""
 
     case: Case
@@ -131,23 +131,43 @@ class CpuTerms:
     def starts(self, settings: Settings) -> str:
         """A pool that is too small for one request would stop the start as surely as one that is too large."""
         pool = settings.get("kv_cache_memory_bytes")
-        if not pool:
-            return ""
         need = self._one_request(settings)
+        if not pool:
+            least, given = self._weights(settings) + need, self._taken(settings)
+            return "" if least <= given else (
+                f"the share of {given / GIB:.2f} GiB does not hold weights and one request, {least / GIB:.2f} GiB"
+            )
         if need > pool:
             return f"one request of {settings.get('max_model_len')} tokens needs {need / GIB:.2f} GiB of KV cache"
-        over = self._taken(settings) + HOST_RESERVE_BYTES - self._total
+        over = self._taken(settings) + HOST_RESERVE_BYTES - self._there
         return f"weights and KV pool leave {over / GIB:.2f} GiB too little of the host's memory" if over > 0 else ""
 
     @property
     def _total(self) -> float:
-        return float(self.case.row.get("device_memory_total_bytes") or 0)
+        """The node's memory, as the failure says it or else as it was when the sweep began; rows of before that was
+        recorded hold the whole host's."""
+        node, row = self.case.node_bytes, self.case.row
+        known = row.get("host_node_memory_bytes") or row.get("device_memory_total_bytes")
+        return float(node[1] if node else known or 0)
+
+    @property
+    def _there(self) -> float:
+        """What the engine could have had for weights and pool: what was available on the node, with what the engine
+        itself had loaded by then; the node's total where the failure does not say."""
+        node = self.case.node_bytes
+        if node is None:
+            return self._total
+        loaded = self.case.row.get("expected_weights_bytes") if self.case.phase == "kv_allocation" else 0
+        return min(float(node[0] + (loaded or 0)), self._total)
 
     def _taken(self, settings: Settings) -> float:
         pool, share = settings.get("kv_cache_memory_bytes"), settings.get("gpu_memory_utilization")
         if pool is None:
             version = parse_version(version_of(self.case.row))
             return float(share or defaults.gpu_memory_utilization(version)) * self._total
+        return self._weights(settings) + float(pool)
+
+    def _weights(self, settings: Settings) -> float:
         try:
             weights = expected_loaded_bytes(
                 _config(self.case, settings), platform="cpu", dtype=_dtype(self.case, settings),
@@ -155,7 +175,7 @@ class CpuTerms:
             ).bytes  # fmt: skip
         except ArithmeticRefusal as refused:
             raise Unpredictable(str(refused)) from None
-        return weights + float(pool)
+        return float(weights)
 
     def _one_request(self, settings: Settings) -> float:
         """KV cache of the longest request, bytes; vLLM rounds it up to whole blocks."""

@@ -15,11 +15,13 @@ examples:
   python -m bench model=tiny-llama engine=cpu workload=soak set=soak     # hold a load, then ask
   python -m analysis drift soak
   python -m analysis drift soak --least 8MiB/min --json
+  python -m analysis drift quick --least-seconds 30      # answer for a shorter load: settling may then look like a leak
 
-leak: the second half of the time still grows. levels_off: it grew and stopped. flat: no growth worth naming.
-undecided: a longer run is needed. Growth worth naming is 1 MiB a minute and 4 MiB in all, if --least does not say
-otherwise. On a CPU engine every new shape of a matrix multiplication takes memory, so hold equal lengths, or hold them
-for long. Exit code: 0, 1 if anything leaks, 2 there is nothing to answer.
+leak: it still grows, and does not slow down; or it rises by equal steps at equal intervals. levels_off: it grew and
+stopped. flat: no growth worth naming. undecided: a longer run is needed. Growth worth naming is 1 MiB a minute and
+4 MiB in all, if --least does not say otherwise. A load held for less than two minutes is not answered. On a CPU engine
+every new shape of a matrix multiplication takes memory, so hold equal lengths, or hold them for long.
+Exit code: 0, 1 if anything leaks, 2 there is nothing to answer.
 """
 
 
@@ -31,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--least", metavar="RATE", help="growth worth naming, KiB, MiB or GiB per s, min or h, as in 1MiB/min"
     )  # fmt: skip
+    parser.add_argument(
+        "--least-seconds", type=float, metavar="S", help="shortest load to answer for, s (default: 120)"
+    )
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
 
 
@@ -49,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             samples = [one for one in samples if one["run_id"] == args.run]
             if not samples:
                 raise RowsError(f"--run {args.run}: {args.set} holds no samples of such a start")
-        found = list(answers(samples, least))
+        found = list(answers(samples, least, args.least_seconds))
     except (RowsError, ValueError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
@@ -71,11 +76,14 @@ def rate(text: str) -> float:
     return float(match[1]) * sizes[match[2]] / times[match[3]]
 
 
-def answers(samples: list[dict[str, Any]], least_bytes_per_s: float | None = None) -> Iterator[dict[str, Any]]:
+def answers(
+    samples: list[dict[str, Any]], least_bytes_per_s: float | None = None, least_seconds: float | None = None
+) -> Iterator[dict[str, Any]]:
     """One answer for each start, load and kind of memory, in the order of the samples."""
     from analysis.drift.series import METRICS, series
-    from analysis.drift.slope import TooShort, drift
+    from analysis.drift.slope import LEAST_SECONDS, TooShort, drift
 
+    shortest = LEAST_SECONDS if least_seconds is None else least_seconds
     loads: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in samples:
         phase = one.get("phase") or ""
@@ -90,7 +98,7 @@ def answers(samples: list[dict[str, Any]], least_bytes_per_s: float | None = Non
                 "run_id": run_id, "workload": workload, "column": metric.column, "memory": metric.title,
             }  # fmt: skip
             try:
-                found = drift(t_s, size_bytes, least_bytes_per_s)
+                found = drift(t_s, size_bytes, least_bytes_per_s, shortest)
             except TooShort as short:
                 # PSS costs too much to be read often; RSS then answers alone.
                 if metric.column != "tree_pss_bytes":

@@ -101,8 +101,12 @@ def _sum(values: Iterable[int | None]) -> int | None:
 
 
 def speed_columns(driven: Sequence[Driven], streams: Sequence[str]) -> dict[str, Any]:
-    """Joint throughput and interference; writes each stream's own into its rows of the runs together."""
-    joint = [found for repeat in sorted({run.repeat for run in driven}) if (found := _joint(driven, repeat))]
+    """Joint throughput and interference; writes each stream's own into its rows of the runs together.
+
+    Both come from runs that went through beside engines that lived: the seconds with a dying one are nobody's speed.
+    """
+    repeats = sorted({run.repeat for run in driven})
+    joint = [found for repeat in repeats if (found := _joint(driven, repeat, streams))]
     ratios = {name: _interference(driven, name) for name in streams}
     alone = [_median(_values(driven, name, ALONE, "output_tokens_per_s")) for name in streams]
     total = sum(value for value in alone if value is not None) if alone and None not in alone else None
@@ -120,8 +124,9 @@ def speed_columns(driven: Sequence[Driven], streams: Sequence[str]) -> dict[str,
     }
 
 
-def _joint(driven: Sequence[Driven], repeat: int) -> tuple[float, float, float] | None:
-    """Tokens/s and requests/s of all streams while all were under way, and how long that was, s."""
+def _joint(driven: Sequence[Driven], repeat: int, streams: Sequence[str]) -> tuple[float, float, float] | None:
+    """Tokens/s and requests/s of all streams while all were under way, and how long that was, s; None where a run of
+    one of them is not usable."""
     runs = [run for run in driven if run.mode == TOGETHER and run.repeat == repeat and run.result is not None]
     whole = []
     for run in runs:
@@ -133,6 +138,7 @@ def _joint(driven: Sequence[Driven], repeat: int) -> tuple[float, float, float] 
         whole.append((min(sent), max(ends)))
     if not whole:
         return None
+    usable = all(any(run in runs for run in _usable(driven, name, TOGETHER)) for name in streams)
     begin, end = max(one[0] for one in whole), min(one[1] for one in whole)
     tokens = requests = 0.0
     for run, (first, last) in zip(runs, whole, strict=True):
@@ -143,7 +149,7 @@ def _joint(driven: Sequence[Driven], repeat: int) -> tuple[float, float, float] 
         found = window_between(run.result.records, begin, end, {})
         tokens += found.output_tokens_per_s or 0.0
         requests += found.requests_per_s or 0.0
-    return (tokens, requests, (end - begin) / 1e9) if end > begin else None
+    return (tokens, requests, (end - begin) / 1e9) if end > begin and usable else None
 
 
 def _usable(driven: Sequence[Driven], name: str, mode: str) -> list[Driven]:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from bench import checkpoint
 from bench.colocate.processes import RouterProcess, StreamClient
 from bench.colocate.request import destinations
+from bench.colocate.vitals import Vitals
 from bench.config import StreamConfig
 from bench.load.monitor import Progress as LoadProgress
 from bench.load.prompts import derive_seed
@@ -30,6 +31,8 @@ from bench.workload_run import DESIGN_FLAGS, TOO_SLOW, WorkloadRun, requests_sen
 
 _POLL_S = 0.05
 DIRECT, ALONE, TOGETHER = "direct", "alone", "together"
+_SPEEDS = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s", "goodput_requests_per_s")
+"""Rates over the window of a run, and with `steady_` before them over its steady part."""
 
 
 @dataclass
@@ -75,6 +78,8 @@ class Streams:
     loose_requests: list[dict[str, Any]] = field(default_factory=list)
     failure: tuple[str, str, str] | None = None
     """Member, cause and sentence of what ended the runs early."""
+    told: set[str] = field(default_factory=set)
+    """Engines of whose loss the person who watches was told."""
 
     def __post_init__(self) -> None:
         group = self.request.cfg.colocate
@@ -82,6 +87,7 @@ class Streams:
             Stream(name, one, destinations(self.config, one), position)
             for position, (name, one) in enumerate(group.streams.items())
         ]
+        self.vitals = Vitals(self.engines)
         self.drivers: dict[str, WorkloadRun] = {name: one.workload_run() for name, one in self.engines.items()}
 
     def run(self) -> None:
@@ -131,7 +137,7 @@ class Streams:
         jobs = {one.name: self._job(one, self._spec(one, mode, repeat), mode) for one in streams}
         results = self._together(jobs)
         self._mark({}, "ready")
-        died = {name for name, engine in self.engines.items() if engine.process and engine.process.poll() is not None}
+        died = set(self.vitals.look())
         for name, run in runs.items():
             run.result = results[name]
             self._fill(run, labels.get(run.stream.members[0], ""), died)
@@ -160,6 +166,9 @@ class Streams:
             (self.loose_requests if found is None else found).extend(rows)
         if not well:
             dead = sorted(died & set(stream.members))
+            if dead:
+                # Counts stand; a rate over seconds of which an engine was dead is no throughput of anything.
+                row |= dict.fromkeys((*_SPEEDS, *(f"steady_{name}" for name in _SPEEDS)))
             engine_row = self.engines[dead[0]].row if dead else {}
             sentence = result.abort_reason or requests_sentence(result)
             row["failure_cause"] = engine_row.get("failure_cause") or (
@@ -236,7 +245,7 @@ class Streams:
                         client.stop(why)
                 self._show(clients)
                 time.sleep(_POLL_S)
-            self._watch_engines()
+            self._diagnose_lost()
             return {name: client.result() for name, client in clients.items()}
         finally:
             for client in clients.values():
@@ -245,24 +254,33 @@ class Streams:
                 view.detail, view.tokens_per_s = "", None
 
     def _watch_engines(self) -> None:
-        """Write the death of an engine into its row, once; the others serve on."""
-        for name, engine in self.engines.items():
-            status = engine.process.poll() if engine.process else None
-            if status is None or engine.row.get("failure_cause"):
+        """Note which engines have lost a process, so that nobody drives them on."""
+        for name in sorted(self.vitals.look()):
+            if name not in self.told:
+                self.told.add(name)
+                self.progress.note(f"engine {name} has lost a process; the others serve on")
+
+    def _diagnose_lost(self) -> None:
+        """Write the death of an engine into its row, once its API server has said what it knows."""
+        for name in sorted(self.vitals.look()):
+            engine = self.engines[name]
+            if engine.row.get("failure_cause"):
                 continue
+            self.vitals.await_end(name)
+            status = engine.process.poll() if engine.process else None
             found = engine.failure(timed_out=False, ready=True)
             known = found.cause != "unknown"
-            sentence = found.sentence if known else f"the engine ended with {status} under load"
+            ended = f"the engine ended with {status}" if status else "a process of the engine ended"
+            sentence = found.sentence if known else f"{ended} under load"
             fail(engine.row, "runtime", found.cause if known else "engine_died", sentence, found.detail)
             engine.row["shortfall_bytes"] = found.shortfall_bytes
             for other in self.engines.values():
                 if other is not engine and "sibling_died" not in other.row["flags"]:
                     other.row["flags"].append("sibling_died")
             self.failure = self.failure or (name, str(engine.row["failure_cause"]), f"engine {name}: {sentence}")
-            self.progress.note(f"engine {name} ended with {status}; the others serve on")
 
     def _why_stop(self, stream: Stream, seconds: float) -> str | None:
-        dead = [name for name in stream.members if self.engines[name].row.get("failure_cause")]
+        dead = [name for name in stream.members if name in self.vitals.lost]
         if len(dead) == len(stream.members):
             return f"the engine {' and '.join(dead)} ended"
         if not self.router.alive():

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.colocate.label import differences
 from bench.progress import gib
 
 Row = Mapping[str, Any]
@@ -42,17 +43,39 @@ def print_groups(
     if not groups:
         return
     engines, workloads = rows_of("engines"), rows_of("workloads")
+    titles = _titles(groups)
     for group in sorted(groups, key=lambda row: row["started_unix_s"]):
         mine = [row for row in engines if row.get("colocation_id") == group["run_id"]]
         loads = [row for row in workloads if row.get("colocation_id") == group["run_id"]]
-        _print_group(console, group, sorted(mine, key=lambda row: row["colocation_position"]), loads)
+        ordered = sorted(mine, key=lambda row: row["colocation_position"])
+        _print_group(console, group, titles[group["run_id"]], ordered, loads)
     told = ", ".join(f"{sum(row['status'] == one for row in groups)} {one}" for one in ("ok", "pruned", "failed")
                      if any(row["status"] == one for row in groups))  # fmt: skip
     console.print(Text(f"\n{len(groups)} group{'s' if len(groups) > 1 else ''} of engines in {where}: {told}"))
 
 
-def _print_group(console: Console, group: Row, engines: Sequence[Row], loads: Sequence[Row]) -> None:
-    console.print(Text(f"\ngroup {group['colocation']}: {group['status']}", style="bold"))
+def _titles(groups: Sequence[Row]) -> dict[str, str]:
+    """Each group's name by its run, with what differs where several points have one name."""
+    titles = {}
+    for name in {group["colocation"] for group in groups}:
+        points = {group["point_id"]: group for group in groups if group["colocation"] == name}
+        told = dict(zip(points, differences([_asked(one) for one in points.values()]), strict=True))
+        titles |= {group["run_id"]: " ".join(filter(None, (name, told[group["point_id"]])))
+                   for group in groups if group["colocation"] == name}  # fmt: skip
+    return titles
+
+
+def _asked(group: Row) -> dict[str, Any]:
+    """The settings of a group, without what only its run knows."""
+    found = {name: json.loads(group.get(f"{name}_json") or "{}") for name in ("members", "streams", "router")}
+    for member in found["members"].values():
+        for name in ("run_id", "status"):
+            member.pop(name, None)
+    return found
+
+
+def _print_group(console: Console, group: Row, title: str, engines: Sequence[Row], loads: Sequence[Row]) -> None:
+    console.print(Text(f"\ngroup {title}: {group['status']}", style="bold"))
     told = any(engine["status"] in ("failed", "pruned") for engine in engines)  # in the engine's own line
     if group["status"] != "ok" and not told:
         console.print(Text(f"  {group_figures(group)}"))
@@ -108,20 +131,25 @@ def _memory_line(group: Row) -> str:
 
 
 def _stream_cells(stream: str, mode: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    def middle(name: str, scale: float, form: str) -> str:
+    """Speeds are of the runs that went through: a stream whose engine died has counts and no throughput to quote."""
+
+    def middle(name: str, scale: float, form: str, unit: str = "") -> str:
         known = [row[name] for row in rows if row.get(name) is not None]
-        return format(statistics.median(known) * scale, form) if known else "-"
+        return format(statistics.median(known) * scale, form) + unit if known else "-"
 
     flags = sorted({flag for row in rows for flag in row["flags"] or ()})
     notes = [name.replace("_", " ") for name in flags if name in ("sibling_died", "little_overlap")]
     notes += ["client-bound"] if any(row.get("client_bound") for row in rows) else []
     notes += sorted({str(row["failure_cause"]) for row in rows if row.get("failure_cause")})
+    completed = sum(row["completed"] or 0 for row in rows)
+    failed = sum((row["failed"] or 0) + (row["not_sent"] or 0) for row in rows)
+    named = (f"  {stream}", str(rows[0]["colocation_member"]), f"{mode}{f' x{len(rows)}' if len(rows) > 1 else ''}")
+    rows = [row for row in rows if row["status"] == "ok"]
     return (
-        f"  {stream}", str(rows[0]["colocation_member"]), f"{mode}{f' x{len(rows)}' if len(rows) > 1 else ''}",
-        middle("output_tokens_per_s", 1, ",.1f"), middle("ttft_p50_s", 1e3, ",.0f") + " ms",
-        middle("tpot_p50_s", 1e3, ",.1f") + " ms", middle("e2e_p50_s", 1e3, ",.0f") + " ms",
-        str(sum(row["completed"] or 0 for row in rows)),
-        str(sum((row["failed"] or 0) + (row["not_sent"] or 0) for row in rows)), ", ".join(notes),
+        *named,
+        middle("output_tokens_per_s", 1, ",.1f"), middle("ttft_p50_s", 1e3, ",.0f", " ms"),
+        middle("tpot_p50_s", 1e3, ",.1f", " ms"), middle("e2e_p50_s", 1e3, ",.0f", " ms"),
+        str(completed), str(failed), ", ".join(notes),
     )  # fmt: skip
 
 
@@ -137,7 +165,8 @@ def _interference_lines(group: Row) -> list[str]:
     if lines:
         lines.append(f"it rests on {group['interference_basis']}")
     elif group.get("joint_output_tokens_per_s") is not None or group["status"] != "ok":
-        lines.append("no interference is stated: no stream was driven whole, alone and together")
+        lines.append("neither interference nor a joint throughput is stated: not every stream was driven whole, alone "
+                     "and together, beside engines that live")  # fmt: skip
     return lines
 
 

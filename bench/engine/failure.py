@@ -179,15 +179,16 @@ def _crash(
     if died is None and fatal is None and by is None and not vanished:
         return None
     who = "a process of the engine" if died is not None or signal is None else "the engine"
-    how = f"was killed by {_signal_name(by)}" if by else "died without naming an error"
+    how = f"was killed by {_signal_name(by)}" if by else "ended without naming an error"
     sentence = f"{who} {how}{_while(phase)}"
     if fatal is not None:
         sentence += f": {fatal[1] or fatal[2]}"
     if fatal is None and by == signals.SIGKILL and oom_killed is not False:
         sentence += " (as by the host's out-of-memory killer)"
     elif fatal is None and by is None:
-        killer = "" if oom_killed is False else ", or killed by the host's out-of-memory killer"
-        sentence += f" (crashed in native code{killer})"
+        # Nobody says how it ended: what is known is only that it left no traceback.
+        killer = "" if oom_killed is False else ", as by the host's out-of-memory killer,"
+        sentence += f" (killed from outside{killer} or crashed in native code)"
     return sentence
 
 

@@ -241,6 +241,7 @@ ENVIRONMENT = Group(
         count("host_cpu_count", "Logical CPUs this process may use"),
         count("cpu_threads", "OpenMP threads of a CPU engine"),
         size("host_memory_bytes", "Host memory, or the container's limit"),
+        size("host_node_memory_bytes", "Memory of the NUMA node of a CPU engine, as the sweep began"),
         text("host_kernel", "Operating system kernel"),
         text("container", "Container or virtual machine, where it shows"),
     ),

@@ -30,6 +30,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=9000, help="0 for a free one, which is then printed (default 9000)")
     parser.add_argument("--records", type=Path, help="append one JSON line per request to this file")
     args = parser.parse_args()
+    if not 0 <= args.port <= 65535:  # the system would take the lower 16 bits of it
+        print(f"error: --port={args.port}: choose one of 1 to 65535, or 0 for a free one", file=sys.stderr)
+        return 2
     try:
         config = RouterConfig.read(args.file)
         records = args.records.open("a", encoding="utf-8", buffering=1) if args.records else None

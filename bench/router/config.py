@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.config.checks import one_of, positive, require
+from bench.config.checks import one_of, require
 from bench.errors import BadRequest
 from bench.load.wire import Target
+from bench.router.checked import mapping, number, sequence, text
 
 RULES = ("task", "keyword", "model", "weighted", "least_loaded")
 
@@ -27,11 +28,17 @@ class BackendConfig:
     """Requests that may wait; one more is refused with 429."""
 
     def __post_init__(self) -> None:
-        require(bool(self.name), "router.backends.name", self.name, "give each engine a name")
+        text("router.backends.name", self.name)
         prefix = f"router.backends[{self.name}]"
-        Target.parse(self.url)
-        positive(f"{prefix}.max_in_flight", self.max_in_flight)
-        require(self.max_queued >= 0, f"{prefix}.max_queued", self.max_queued, "must be 0 or more")
+        require(isinstance(self.url, str), f"{prefix}.url", repr(self.url), "give it as http://HOST:PORT")
+        try:
+            Target.parse(self.url)
+        except BadRequest as error:  # it names the field of another place
+            why = str(error).partition("; ")[2].rstrip(".")
+            raise BadRequest(f"{prefix}.url={self.url!r}: {why}") from None
+        text(f"{prefix}.model", self.model, optional=True)
+        number(f"{prefix}.max_in_flight", self.max_in_flight, least=0, above=True, whole=True)
+        number(f"{prefix}.max_queued", self.max_queued, least=0, whole=True)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class RuleConfig:
             require(given == (kind == self.kind), f"router.rules[{self.kind}].{name}", getattr(self, name),
                     f"a rule of kind {self.kind} {'needs' if kind == self.kind else 'has no'} {name}")  # fmt: skip
         for name, weight in self.weights.items():
-            require(weight >= 0, f"router.rules[weighted].weights[{name}]", weight, "must be 0 or more")
+            number(f"router.rules[weighted].weights[{name}]", weight, least=0)
         if self.kind == "weighted":
             require(sum(self.weights.values()) > 0, "router.rules[weighted].weights", dict(self.weights),
                     "at least one must be above 0")  # fmt: skip
@@ -93,25 +100,25 @@ class RouterConfig:
             require(not unknown, f"router.rules[{rule.kind}]", ", ".join(unknown), f"engines are {', '.join(names)}")
         if self.default is not None:
             one_of("router.default", self.default, tuple(names))
-        positive("router.queue_timeout_s", self.queue_timeout_s)
-        positive("router.retry_down_s", self.retry_down_s)
+        number("router.queue_timeout_s", self.queue_timeout_s, least=0, above=True)
+        number("router.retry_down_s", self.retry_down_s, least=0, above=True)
         if self.silence_timeout_s is not None:
-            positive("router.silence_timeout_s", self.silence_timeout_s)
+            number("router.silence_timeout_s", self.silence_timeout_s, least=0, above=True)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RouterConfig:
         """From plain data, as YAML or a configuration node holds it. Raises BadRequest."""
         content = _known(cls, values, "router")
-        rules = []
-        for one in content.pop("rules", None) or ():
-            rule = _known(RuleConfig, one, "router.rules")
-            if rule.get("keywords"):
-                rule["keywords"] = {name: tuple(map(str, words)) for name, words in rule["keywords"].items()}
-            rule["among"] = tuple(rule.get("among") or ())
-            rules.append(_made(RuleConfig, rule, "router.rules"))
-        backends = tuple(_made(BackendConfig, _known(BackendConfig, one, "router.backends"), "router.backends")
-                         for one in content.pop("backends", None) or ())  # fmt: skip
-        return _made(cls, {**content, "backends": backends, "rules": tuple(rules)}, "router")
+        rules, backends = (content.pop(name, None) for name in ("rules", "backends"))
+        rules = sequence("router.rules", rules if rules is not None else [], "[{kind: model}]")
+        backends = sequence("router.backends", backends if backends is not None else [],
+                            '[{name: a, url: "http://127.0.0.1:8000"}]')  # fmt: skip
+        made = {
+            "rules": tuple(_rule(one) for one in rules),
+            "backends": tuple(_made(BackendConfig, _known(BackendConfig, one, "router.backends"), "router.backends")
+                              for one in backends),
+        }  # fmt: skip
+        return _made(cls, content | made, "router")
 
     @classmethod
     def read(cls, path: Path) -> RouterConfig:
@@ -128,6 +135,33 @@ class RouterConfig:
         if not isinstance(content, Mapping):
             raise BadRequest(f"router={path}: holds {type(content).__name__}; write keys and values, `backends` first")
         return cls.of(content)
+
+
+def _rule(values: Any) -> RuleConfig:
+    """One rule. Its parts are checked before they are taken apart: text can be iterated like a list of words."""
+    rule = _known(RuleConfig, values, "router.rules")
+    where = f"router.rules[{rule.get('kind')}]"
+    examples = {"engines": "{code: coder}", "keywords": "{coder: [python, SQL]}", "weights": "{coder: 3, general: 1}"}
+    for name, example in examples.items():
+        given = rule.get(name)
+        rule[name] = mapping(f"{where}.{name}", given, example) if given is not None else {}
+    for tag, engine in rule["engines"].items():
+        text(f"{where}.engines[{tag}]", engine)
+    rule["keywords"] = {name: _words(f"{where}.keywords[{name}]", words) for name, words in rule["keywords"].items()}
+    among = rule.get("among")
+    rule["among"] = tuple(sequence(f"{where}.among", among, "[general, replica]") if among is not None else ())
+    for engine in rule["among"]:
+        text(f"{where}.among", engine)
+    return _made(RuleConfig, rule, "router.rules")
+
+
+def _words(field: str, given: Any) -> tuple[str, ...]:
+    words = sequence(field, given, "[python, SQL]")
+    require(bool(words), field, "[]", "give it a word, or leave the engine out: no word would stand in every prompt")
+    for word in words:
+        if not isinstance(word, int) or isinstance(word, bool):  # a bare 404 is as good as a quoted one
+            text(field, word)
+    return tuple(map(str, words))
 
 
 Kind = TypeVar("Kind")

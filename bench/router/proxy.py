@@ -47,6 +47,7 @@ class Router:
         self.config = config
         self.backends = {one.name: Backend(one, config.queue_timeout_s) for one in config.backends}
         self.unrouted = 0
+        self._created_unix_s = int(time.time())
         self._rules = Rules(config, lambda name: self.backends[name].load)
         self._on_record = on_record
         self._session: aiohttp.ClientSession | None = None
@@ -58,6 +59,7 @@ class Router:
             for path in _PATHS:
                 app.router.add_post(f"{prefix}/v1/{path}", self._forward)
             app.router.add_get(f"{prefix}/v1/models", self._models)
+            app.router.add_get(f"{prefix}/v1/models/{{model:.+}}", self._model)
             app.router.add_get(f"{prefix}/health", self._health)
         app.router.add_get("/router/stats", self._stats)
         app.router.add_get("/metrics", self._metrics)
@@ -175,9 +177,19 @@ class Router:
     # -- about itself ------------------------------------------------------------------------------------------
 
     async def _models(self, request: web.Request) -> web.Response:
-        names = dict.fromkeys(one.config.model or one.name for one in self.backends.values())
-        data = [{"id": name, "object": "model", "owned_by": "vllm"} for name in names]
-        return web.json_response({"object": "list", "data": data})
+        return web.json_response({"object": "list", "data": list(self._cards().values())})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        name = request.match_info["model"]
+        if (card := self._cards().get(name)) is None:
+            return _error(404, f"no engine serves model {name!r}", "not_found_error")
+        return web.json_response(card)
+
+    def _cards(self) -> dict[str, dict[str, Any]]:
+        """The models served here by name, as OpenAI's API describes one."""
+        names = (one.config.model or one.name for one in self.backends.values())
+        rest = {"object": "model", "created": self._created_unix_s, "owned_by": "vllm"}
+        return {name: {"id": name, **rest} for name in names}
 
     async def _health(self, request: web.Request) -> web.Response:
         alive = {name: one.alive for name, one in self.backends.items()}

@@ -236,9 +236,11 @@ def test_what_bench_has_tried_already_is_told_beside_the_prediction(result_set, 
 
 def test_one_of_several_engines_is_said_to_be_one():
     from analysis.diagnose.render import text
+    from analysis.diagnose.walked import Answer
 
+    none = Answer([], [])
     alone, member = (Case.of_row(row(shortfall_bytes=GIB, colocation_id=group)) for group in (None, "g"))
-    assert "one of several engines" in text(member, []) and "one of several engines" not in text(alone, [])
+    assert "one of several engines" in text(member, none) and "one of several engines" not in text(alone, none)
 
 
 @pytest.mark.parametrize("words", [["nowhere"], ["{set}", "--run", "nobody"]])
@@ -262,3 +264,108 @@ def test_an_odd_row_is_answered_or_refused_in_words(cpu, odd):
 def test_a_card_that_is_not_in_the_table_is_answered_by_its_total():
     made = row(device_name="NVIDIA Newest", device_memory_total_bytes=24 * GIB, shortfall_bytes=GIB)
     assert ladder(Case.of_row(made))
+
+
+# -- the node that a CPU engine is bound to ------------------------------------------------------------------------
+
+SENTENCE = (
+    "Available memory on node 0 (6.18/9.21 GiB) on startup is less than desired CPU memory utilization "
+    "(0.92, 8.47 GiB)."
+)
+
+
+def test_a_cpu_share_is_of_its_node_and_not_of_the_host():
+    made = cpu_row(kv_cache_memory_bytes=None, failure_phase="init_device", failure_sentence=SENTENCE,
+                   shortfall_bytes=round(2.29 * GIB))  # fmt: skip
+    case = Case.of_row(made)
+    rungs = {rung.name: rung for rung in ladder(case)}
+    share = rungs["another share of the device"]
+    assert share.works and share.settings["gpu_memory_utilization"] * 9.21 <= 6.18 - 1
+    assert share.settings["gpu_memory_utilization"] == pytest.approx(0.56), "one GiB is the host's; 0.57 is too much"
+    assert all(rung.gain_bytes < 9.21 * GIB for rung in rungs.values()), "nothing frees more than the node has"
+    starts = CpuTerms(case).starts
+    assert "too little of the host's memory" in starts({"kv_cache_memory_bytes": 6 * GIB, "quantization": "fp32"})
+    assert "does not hold weights and one request" in starts({"gpu_memory_utilization": 0.001, "max_model_len": 1024})
+
+
+def test_a_pool_is_measured_against_what_the_node_has_free():
+    said = "Available memory on node 1 (6.35/9.46 GiB) on kv cache allocation is less than requested memory for kv"
+    made = cpu_row(enable_prefix_caching=True, failure_sentence=said, shortfall_bytes=round(53.65 * GIB))
+    best = first_working(ladder(Case.of_row(made)))
+    assert best is not None and 5 * GIB <= best.settings["kv_cache_memory_bytes"] <= 5.35 * GIB
+
+
+def test_the_nodes_memory_is_the_engines_and_a_lower_limit_wins(tmp_path):
+    from bench.telemetry.numa import engine_memory_bytes, node_of_cpu
+
+    for number, kib, cores in ((0, 4096, "0-63"), (1, 2048, "64-127")):
+        node = tmp_path / f"node{number}"
+        node.mkdir()
+        (node / "meminfo").write_text(f"Node {number} MemTotal:       {kib} kB\nNode {number} MemFree:  1 kB\n")
+        (node / "cpulist").write_text(f"{cores}\n")
+    assert (node_of_cpu(3, tmp_path), node_of_cpu(64, tmp_path), node_of_cpu(200, tmp_path)) == (0, 1, None)
+    assert engine_memory_bytes(tmp_path) == 4096 * 1024
+    whole = engine_memory_bytes(tmp_path / "none")
+    assert whole > 4096 * 1024, "no nodes: the machine"
+    (tmp_path / "node0" / "meminfo").write_text("Node 0 MemTotal: 999999999999 kB\n")
+    assert engine_memory_bytes(tmp_path) == whole, "never more than the machine or its container has"
+
+
+# -- what was tried already ----------------------------------------------------------------------------------------
+
+
+def tried(change, gain, number=1, **columns):
+    return row() | {
+        "run_id": f"q{number}-r0-9", "point_id": f"q{number}", "started_unix_s": 1.0 + number, "status": "failed",
+        "failure_cause": "no_kv_memory", "shortfall_bytes": GIB, "mitigates_run_id": "p-r0-1",
+        "mitigation_rung": number, "mitigation_change": change, "mitigation_name": "a name",
+        "mitigation_cost": "a cost", "mitigation_gain_bytes": gain,
+    } | columns  # fmt: skip
+
+
+def test_a_change_recorded_as_failed_is_not_advised_again(result_set, capsys):
+    from bench.record.store import ResultSet
+
+    first = first_working(ladder(Case.of_row(row(shortfall_bytes=GIB // 4))))
+    assert first is not None
+    made = tried(first.change, round(first.gain_bytes))
+    ResultSet(result_set).write(made["run_id"], made, [], [])
+    assert main(["diagnose", str(result_set), "--run", "p-r0-1"]) == 0
+    text = capsys.readouterr().out
+    line = next(line for line in text.splitlines() if line.startswith(f"  {first.change} "))
+    assert " failed " in line and "measured: failed, no_kv_memory" in line
+    head = next((line for line in text.splitlines() if line.startswith("smallest change")), "")
+    assert not head.startswith(f"smallest change predicted to work: {first.change} (")
+    main(["diagnose", str(result_set), "--run", "p-r0-1", "--json"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["smallest_change"] != first.overrides() and answer["measured_to_work"] is None
+    again = next(one for one in answer["rungs"] if one["settings"] == dict(first.settings))
+    assert not again["works"]
+
+
+def test_the_headline_names_what_was_measured_to_work(result_set, capsys):
+    from bench.record.store import ResultSet
+
+    working = [rung for rung in ladder(Case.of_row(row(shortfall_bytes=GIB // 4))) if rung.works]
+    last = working[-1]
+    for number, (change, columns) in enumerate([
+        (working[0].change, {}), (last.change, {"status": "ok", "failure_cause": None, "shortfall_bytes": None}),
+    ], 1):  # fmt: skip
+        made = tried(change, 0, number, **columns)
+        ResultSet(result_set).write(made["run_id"], made, [], [])
+    assert main(["diagnose", str(result_set), "--run", "p-r0-1"]) == 0
+    text = capsys.readouterr().out
+    assert f"change measured to work: {last.change} (a name; a cost)" in " ".join(text.split())
+    assert "predicted to work:" not in text
+    main(["diagnose", str(result_set), "--run", "p-r0-1", "--json"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["measured_to_work"] == last.change
+
+
+def test_a_pruned_row_did_not_fail_at_unknown():
+    from analysis.diagnose.render import text
+    from analysis.diagnose.walked import Answer
+
+    pruned = row(status="pruned", failure_phase="unknown", failure_cause="cannot_fit", shortfall_bytes=GIB)
+    said = text(Case.of_row(pruned), Answer([], []))
+    assert "pruned before the start: cannot_fit, 1.00 GiB short" in said and "failed at" not in said

@@ -129,12 +129,24 @@ def test_several_devices_are_added_up_tick_by_tick():
     assert found["tree_rss_bytes"]["samples"] == T.size
 
 
-def test_a_short_run_names_only_growth_that_is_more_than_a_step_of_an_allocator():
+def test_a_short_run_is_not_answered_unless_asked_for_and_then_names_only_more_than_a_step_of_an_allocator():
     t = np.arange(0, 12, 0.05)
-    assert drift(t, BASE + 0.1 * MIB * t).verdict == "flat", "1.2 MiB in all"
-    found = drift(t, BASE + 2 * MIB * t)
+    with pytest.raises(TooShort, match=r"^12 s of load cannot tell a leak from settling; hold it for 120 s or more$"):
+        drift(t, BASE + 2 * MIB * t)
+    assert drift(t, BASE + 0.1 * MIB * t, least_seconds=10).verdict == "flat", "1.2 MiB in all"
+    found = drift(t, BASE + 2 * MIB * t, least_seconds=10)
     assert found.verdict == "leak" and found.least_bytes_per_s == pytest.approx(4 * MIB / 11.95)
-    assert drift(t, BASE + 0.1 * MIB * t, LEAST_BYTES_PER_S).verdict == "leak", "whoever states a rate is answered"
+    assert drift(t, BASE + 0.1 * MIB * t, LEAST_BYTES_PER_S, 10).verdict == "leak", "whoever states a rate is answered"
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(100, False), (113, False), (119.5, True), (130, True)])
+def test_two_minutes_of_load_are_the_least(seconds, told):
+    t = np.arange(0, seconds, 0.25)
+    if told:
+        assert drift(t, BASE + 0.2 * MIB * t).verdict == "leak"
+    else:
+        with pytest.raises(TooShort, match="settling"):
+            drift(t, BASE + 0.2 * MIB * t)
 
 
 def test_the_command_reads_a_set(tmp_path, capsys):
@@ -185,3 +197,66 @@ def test_a_swing_that_only_returns_is_not_accused():
     t = np.arange(0, 300, 0.5)
     size = 3 * 2**30 + 30 * 2**20 * np.cos(2 * np.pi * t / 300)
     assert drift(t, size).verdict != "leak"
+
+
+# -- shapes: what settles is not accused, what leaks is found --------------------------------------------------
+
+
+def shape(make, noise_mib=0.5, seeds=range(12), seconds=300):
+    """Verdicts of a shape in MiB, with white noise, one a seed."""
+    t = np.arange(0, seconds, 0.25)
+    found = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        found.append(drift(t, BASE + MIB * (make(t, rng) + rng.normal(0, noise_mib, t.size))).verdict)
+    return found
+
+
+SETTLING = {
+    "exponential, 100 s": lambda t, rng: 100 * (1 - np.exp(-t / 100)),
+    "exponential, 200 s": lambda t, rng: 100 * (1 - np.exp(-t / 200)),
+    "exponential, 400 s": lambda t, rng: 100 * (1 - np.exp(-t / 400)),
+    "in steps of 8 MiB": lambda t, rng: 8 * np.floor(100 * (1 - np.exp(-t / 200)) / 8),
+    "in steps of 20 MiB": lambda t, rng: 20 * np.floor(100 * (1 - np.exp(-t / 200)) / 20),
+    "logarithm, 10 s": lambda t, rng: 20 * np.log1p(t / 10),
+    "logarithm, 100 s": lambda t, rng: 100 * np.log1p(t / 100),
+    "square root": lambda t, rng: 5 * np.sqrt(t),
+}
+
+
+@pytest.mark.parametrize("name", SETTLING)
+@pytest.mark.parametrize("noise_mib", [0.0, 1.0])
+def test_growth_that_still_slows_is_never_a_leak(name, noise_mib):
+    assert set(shape(SETTLING[name], noise_mib)) <= {"undecided", "levels_off"}
+
+
+@pytest.mark.parametrize("mib_per_minute", [1.2, 2, 5, 20])
+def test_a_steady_leak_is_found_in_five_minutes(mib_per_minute):
+    found = shape(lambda t, rng: mib_per_minute / 60 * t, noise_mib=0.1)
+    assert set(found) == {"leak"}, found
+
+
+def test_a_random_walk_is_hardly_ever_accused():
+    found = shape(lambda t, rng: np.cumsum(rng.normal(0, 0.2, t.size)), noise_mib=0.0, seeds=range(60))
+    assert found.count("leak") <= 1, found
+
+
+def test_a_staircase_that_goes_on_is_a_leak_and_one_that_has_ended_is_not():
+    def rising(t, rng):
+        return 32 * np.floor((t + rng.uniform(10, 90)) / 100)
+
+    assert set(shape(rising)) == {"leak"}, "three equal steps, 19 MiB a minute"
+    # Two steps are what two allocations of a warm-up look like as well: ten minutes tell.
+    assert set(shape(lambda t, rng: 32 * np.floor(t / 100))) == {"undecided"}
+    assert set(shape(lambda t, rng: 32 * np.floor(t / 100), seconds=600)) == {"leak"}
+    ended = shape(lambda t, rng: 32 * np.minimum(np.floor((t + 20) / 60), 3))
+    assert "leak" not in ended, ended
+    uneven = shape(lambda t, rng: 32 * np.minimum(np.floor((t + 20) / 60), 3) + 90.0 * (t > 250))
+    assert "leak" not in uneven, uneven
+
+
+def test_no_leak_while_the_whole_may_be_level():
+    """It falls for a while and then climbs: the whole's interval includes zero."""
+    t = np.arange(0, 300, 0.25)
+    found = drift(t, BASE + MIB * np.where(t < 150, -0.4 * t, 0.41 * (t - 150) - 60 + 0.01))
+    assert found.whole.low <= 0 < found.late.low and found.verdict != "leak"

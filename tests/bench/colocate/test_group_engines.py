@@ -125,6 +125,8 @@ def test_a_killed_engine_leaves_the_other_serving_and_the_rows_honest(pair, tmp_
     assert code["status"] == "failed" and (code["failed"] or code["not_sent"])
     kinds = json.loads(code["outcomes_json"])
     assert sum(kinds.values()) == code["completed"] + code["failed"] and code["completed"] > 0
+    assert code["output_tokens_per_s"] is code["steady_output_tokens_per_s"] is None, "no throughput to quote"
+    assert group["joint_output_tokens_per_s"] is group["joint_share"] is None
     assert (chat["status"], chat["failed"]) == ("ok", 0) and "sibling_died" in chat["flags"]
     assert chat["window_s"] > 3.5, "it served on to its end"
     assert chat["interference_output_tokens_per_s"] is None, "of a dead neighbour nothing is stated"

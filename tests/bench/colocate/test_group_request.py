@@ -101,3 +101,25 @@ def test_a_walk_down_the_ladder_is_not_for_groups():
     cfg.on_oom = "mitigate"
     with pytest.raises(BadRequest, match="on_oom=mitigate"):
         _group(cfg)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("{kind: keyword, keywords: {coder: code}}", "colocate.router.rules[keyword].keywords[coder]='code': write a"),
+        ("{kind: task, engines: {1: coder}}", "colocate.router.rules[task].engines={1: 'coder'}: the key 1 is not"),
+        ("{kind: weighted, weights: [coder]}", "colocate.router.rules[weighted].weights=['coder']: write keys"),
+    ],
+)  # fmt: skip
+def test_a_bad_rule_is_refused_on_the_command_line_in_one_sentence(bench, rule, said, tmp_path):
+    done = bench("colocate=cpu-pair", f"colocate.router.rules=[{rule}]", "dry_run=true", f"paths.results={tmp_path}")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+
+
+def test_two_points_of_a_grid_are_told_apart(bench, tmp_path):
+    words = ["colocate=cpu-pair", "colocate.engines.coder.engine.max_num_seqs=4,8", "dry_run=true"]
+    done = bench(*words, f"paths.results={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    first, second = (line.split("  ", 1)[1] for line in done.stdout.splitlines())
+    assert first.endswith("coder.max_num_seqs=4") and second.endswith("coder.max_num_seqs=8")

@@ -46,7 +46,8 @@ def real(case: str, **facts) -> Failure:
             "worker_killed_while_loading",
             "load",
             "crash",
-            "died without naming an error while loading weights",
+            "ended without naming an error while loading weights (killed from outside, as by the host's out-of-memory "
+            "killer, or crashed in native code)",
         ),
     ],
 )
@@ -316,3 +317,19 @@ def test_of_two_workers_the_one_least_far_holds_up_the_start():
     assert diagnose("", [behind, ahead], timed_out=True).phase == "load"
     assert diagnose("", [ahead, behind], timed_out=True).phase == "load"
     assert diagnose("", [ahead, ahead], timed_out=True).phase == "profile"
+
+
+@pytest.mark.parametrize("oom_killed", [False, None])
+def test_a_death_without_a_word_is_not_put_down_to_native_code(oom_killed):
+    log = (
+        "(APIServer pid=1) ERROR 11-28 10:00:00 [async_llm.py:1] Traceback (most recent call last):\n"
+        "(APIServer pid=1) ERROR 11-28 10:00:00 [async_llm.py:1] vllm.v1.engine.exceptions.EngineDeadError: "
+        "EngineCore encountered an issue. See stack trace (above) for the root cause.\n"
+    )
+    found = diagnose(log, exit_code=0, ready=True, oom_killed=oom_killed)
+    assert (found.phase, found.cause) == ("runtime", "crash")
+    killer = "" if oom_killed is False else ", as by the host's out-of-memory killer,"
+    assert found.sentence == (
+        "a process of the engine ended without naming an error while serving requests "
+        f"(killed from outside{killer} or crashed in native code)"
+    )

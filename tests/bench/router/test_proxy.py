@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from bench.router.config import RouterConfig
 from bench.router.proxy import Router
@@ -280,6 +282,41 @@ def test_models_and_metrics_tell_what_is_behind():
                 assert [one["id"] for one in (await answer.json())["data"]] == ["model-a", "model-b"]
             async with session.get("/metrics") as answer:
                 assert 'router_requests_total{engine="a",outcome="ok"} 1' in await answer.text()
+
+    run(test())
+
+
+def test_a_model_is_described_as_openais_clients_expect():
+    async def test():
+        async with running(**TASKS) as (session, *_):
+            async with session.get("/v1/models") as answer:
+                cards = (await answer.json())["data"]
+            for card in cards:
+                assert set(card) == {"id", "object", "created", "owned_by"}
+                assert isinstance(card["created"], int) and abs(card["created"] - time.time()) < 60
+                for prefix in ("", "/task/x", "/words/some", "/task/x/words/some"):
+                    async with session.get(f"{prefix}/v1/models/{card['id']}") as answer:
+                        assert (answer.status, await answer.json()) == (200, card)
+            async with session.get("/v1/models/nobody/at-all") as answer:
+                assert answer.status == 404 and "nobody/at-all" in (await answer.json())["error"]["message"]
+
+    run(test())
+
+
+def test_a_model_whose_name_has_a_slash_is_found():
+    async def test():
+        config = RouterConfig.of({"backends": [{"name": "a", "url": "http://127.0.0.1:1", "model": "Org/Model:awq"}]})
+        runner = web.AppRunner(Router(config).app())
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            async with aiohttp.ClientSession(base) as session:
+                for name in ("Org/Model:awq", "Org%2FModel%3Aawq"):
+                    async with session.get(URL(f"{base}/v1/models/{name}", encoded=True)) as answer:
+                        assert (await answer.json())["id"] == "Org/Model:awq"
+        finally:
+            await runner.cleanup()
 
     run(test())
 

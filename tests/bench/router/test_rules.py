@@ -117,3 +117,74 @@ def test_messages_of_the_responses_api_are_read_as_those_of_a_chat():
     said = [{"role": "user", "content": "first"}, {"role": "system", "content": ""}, {"role": "user", "content": "y"}]
     assert Asked.of({"input": said}, None).text == "y"
     assert Asked.of({"input": ["a", "b"]}, None).text == "a\nb"
+
+
+URL = "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rules": [{"kind": "keyword", "keywords": {"coder": "code"}}]},
+         "router.rules[keyword].keywords[coder]='code': write a list, as in [python, SQL]"),
+        ({"rules": [{"kind": "keyword", "keywords": {"coder": []}}]},
+         "router.rules[keyword].keywords[coder]=[]: give it a word"),
+        ({"rules": [{"kind": "keyword", "keywords": {"coder": None}}]},
+         "router.rules[keyword].keywords[coder]=None: write a list"),
+        ({"rules": [{"kind": "keyword", "keywords": {"coder": [" "]}}]},
+         "router.rules[keyword].keywords[coder]=' ': write text"),
+        ({"rules": [{"kind": "keyword", "keywords": {"coder": [True]}}]},
+         "router.rules[keyword].keywords[coder]=True: write text, in quotes"),
+        ({"rules": [{"kind": "keyword", "keywords": ["code"]}]},
+         "router.rules[keyword].keywords=['code']: write keys and values, as in {coder: [python, SQL]}"),
+        ({"rules": [{"kind": "task", "engines": {1: "coder"}}]},
+         "router.rules[task].engines={1: 'coder'}: the key 1 is not text; write it in quotes"),
+        ({"rules": [{"kind": "task", "engines": ["coder"]}]}, "router.rules[task].engines=['coder']: write keys"),
+        ({"rules": [{"kind": "task", "engines": {"x": 3}}]}, "router.rules[task].engines[x]=3: write text"),
+        ({"rules": [{"kind": "weighted", "weights": ["coder", "general"]}]},
+         "router.rules[weighted].weights=['coder', 'general']: write keys and values"),
+        ({"rules": [{"kind": "weighted", "weights": {"coder": "x"}}]},
+         "router.rules[weighted].weights[coder]='x': write a number"),
+        ({"rules": [{"kind": "weighted", "weights": {"coder": float("inf")}}]},
+         "router.rules[weighted].weights[coder]=inf: write a number"),
+        ({"rules": [{"kind": "least_loaded", "among": "general"}]},
+         "router.rules[least_loaded].among='general': write a list"),
+        ({"rules": [{"kind": "least_loaded", "among": [["general"]]}]}, "router.rules[least_loaded].among="),
+        ({"rules": {"kind": "model"}}, "router.rules={'kind': 'model'}: write a list"),
+        ({"rules": ["model"]}, "router.rules='model': write keys and values"),
+        ({"backends": 3}, "router.backends=3: write a list"),
+        ({"backends": [{"name": "a", "url": 8000}]}, "router.backends[a].url=8000: give it as http://HOST:PORT"),
+        ({"backends": [{"name": "a", "url": "localhost:8000"}]},
+         "router.backends[a].url='localhost:8000': give it as http://HOST:PORT"),
+        ({"backends": [{"name": 1, "url": URL}]}, "router.backends.name=1: write text, in quotes"),
+        ({"backends": [{"name": "a", "url": URL, "model": 7}]}, "router.backends[a].model=7: write text"),
+        ({"backends": [{"name": "a", "url": URL, "max_in_flight": "64"}]},
+         "router.backends[a].max_in_flight='64': write a whole number, without quotes"),
+        ({"backends": [{"name": "a", "url": URL, "max_queued": True}]},
+         "router.backends[a].max_queued=True: write a whole number"),
+        ({"queue_timeout_s": "soon"}, "router.queue_timeout_s='soon': write a number"),
+        ({"retry_down_s": None}, "router.retry_down_s=None: write a number"),
+        ({"silence_timeout_s": "10s"}, "router.silence_timeout_s='10s': write a number"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_with_its_field_and_what_to_write(change, said):
+    with pytest.raises(BadRequest) as refused:
+        RouterConfig.of({"backends": BACKENDS, **change})
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_word_of_digits_is_a_word():
+    found = rules({"kind": "keyword", "keywords": {"coder": [404]}}, default="general")
+    assert found.candidates(ask("what is a 404 page")) == ("coder",)
+
+
+@pytest.mark.parametrize("port", ["99999", "65536", "-1"])
+def test_a_port_that_cannot_be_is_refused(port, tmp_path):
+    import subprocess
+    import sys
+
+    root = Path(__file__).resolve().parents[3]
+    words = [sys.executable, "-m", "bench.router", "conf/router/pair.yaml", "--port", port]
+    done = subprocess.run(words, cwd=root, text=True, capture_output=True, timeout=30)
+    assert done.returncode == 2
+    assert done.stderr == f"error: --port={port}: choose one of 1 to 65535, or 0 for a free one\n"
