@@ -123,10 +123,14 @@ def test_a_load_that_is_held_has_a_drift_of_host_and_device(measured, tmp_path):
     (file,) = (tmp_path / "r/s/workloads").glob("*.parquet")
     (load,) = pq.read_table(file, partitioning=None).to_pylist()
     assert load["status"] == "ok" and load["drift_verdict"] is None, "seconds are no soak"
-    found = {one["memory"]: one for one in answers(read_table(tmp_path / "r/s", "samples"), least_seconds=2)}
-    for memory in ("device memory", "engine's device memory"):
-        assert found[memory].get("verdict") in ("flat", "levels_off"), found[memory]
-        assert found[memory]["first_bytes"] >= round((0.5 + 14.25 + 0.6 + 4) * GIB)
+    samples = read_table(tmp_path / "r/s", "samples")
+    found = {one["memory"]: one for one in answers(samples, least_seconds=2)}
+    held_bytes = round((0.5 + 14.25 + 0.6 + 4) * GIB)
+    assert found["device memory"]["verdict"] in ("flat", "levels_off")
+    assert found["device memory"]["first_bytes"] >= held_bytes
+    # The list of processes is read as often as it is cheap; a slow machine reads too few for a slope.
+    readings = [one["process_memory_used_bytes"] for one in samples if one["phase"] == "load:soak"]
+    assert min(value for value in readings if value is not None) >= held_bytes
     assert found["engine's host memory (RSS)"]["verdict"]
 
 
