@@ -601,9 +601,13 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
 @pytest.fixture
 def recorder(tmp_path) -> Path:
-    """A stand-in for CALIBRATE_PYTHON that prints its words, one a line, and exits with $CODE for `-m`."""
+    """A stand-in for CALIBRATE_PYTHON that prints its words, one a line, and exits with $CODE for `-m`, or with
+    $ALONE where the words are those of the tests that need the machine to themselves."""
     path = tmp_path / "a python"
-    path.write_text('#!/bin/sh\ntest "$1" = -m || exit 0\nprintf "%s\\n" "$@"\nexit "${CODE:-0}"\n')
+    path.write_text(
+        '#!/bin/sh\ntest "$1" = -m || exit 0\nprintf "%s\\n" "$@"\n'
+        'case "$*" in *"-m alone"*) exit "${ALONE:-${CODE:-0}}";; esac\nexit "${CODE:-0}"\n'
+    )
     path.chmod(0o755)
     return path
 
@@ -654,11 +658,21 @@ def test_a_calibrate_python_without_vllm_is_refused(tmp_path):
 
 
 @needs_make
-@pytest.mark.parametrize("code", ["0", "1", "5"])
-def test_ci_ends_with_the_exit_code_of_pytest(recorder, code):
+@pytest.mark.parametrize(
+    ("code", "alone", "ends"),
+    [("0", "0", 0), ("1", "0", 1), ("0", "1", 1), ("1", "2", 1), ("5", "0", 0), ("0", "5", 0), ("5", "5", 5),
+     ("5", "1", 1), ("2", "5", 2)],
+)  # fmt: skip
+def test_ci_ends_with_the_exit_code_of_both_runs_of_pytest(recorder, code, alone, ends):
     env = {
         k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS")
     }
-    env |= {"CALIBRATE_PYTHON": str(recorder), "CODE": code}
+    env |= {"CALIBRATE_PYTHON": str(recorder), "CODE": code, "ALONE": alone}
     done = subprocess.run([ROOT / ".ci/run"], cwd="/", env=env, capture_output=True, text=True)
-    assert done.returncode == int(code) and "pytest" in done.stdout.split()
+    assert done.returncode == ends and done.stdout.split().count("pytest") == 2
+
+
+@needs_make
+def test_a_choice_of_markers_is_one_run(recorder):
+    done = make("test", "ARGS=-m engine -x", CALIBRATE_PYTHON=str(recorder))
+    assert done.stdout.split() == ["-m", "pytest", "-m", "engine", "-x"]

@@ -147,10 +147,14 @@ def test_an_open_loop_and_a_knee_search_run_on_one_live_engine(bench, tmp_path):
 
 def test_the_timeline_has_every_phase_in_order(sweep):
     _, root, _ = sweep
-    for run in {row["run_id"] for row in _rows(root)}:
-        samples = sorted((s for s in _rows(root, "samples") if s["run_id"] == run), key=lambda s: s["t_s"])
+    rows = _rows(root)
+    assert {row["status"] for row in rows if row["quantization"] == "fp32"} == {"ok"}
+    for row in rows:
+        samples = sorted((s for s in _rows(root, "samples") if s["run_id"] == row["run_id"]), key=lambda s: s["t_s"])
         seen = list(dict.fromkeys(sample["phase"] for sample in samples))
         expected = ["gate", "idle", "launch", "ready", "warmup:c16-i192-o12", "load:c16-i192-o12", "stop"]
+        if row["status"] == "memory_only":  # this processor lacks the format's kernel: the warm-up is as far as it gets
+            expected.remove("load:c16-i192-o12")
         assert [phase for phase in seen if phase in expected] == expected
         assert max(sample["tree_rss_bytes"] or 0 for sample in samples) > 2**28
 
