@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 try:
     import msgspec
 except ImportError:  # vLLM brings it; without it reading takes three times as long, and finds the same
@@ -48,6 +50,8 @@ def parse_stream(pieces: Sequence[bytes], arrivals_ns: Sequence[int], *, ended: 
     ``ended`` is False when the connection broke off, and then an unfinished last event is ignored instead of
     being a problem.
     """
+    if ended and (usual := _read_usual(pieces, arrivals_ns)) is not None:
+        return usual
     parsed = ParsedStream()
     counter = _TokenCounter(parsed)
     for arrival_ns, event in _events(pieces, arrivals_ns, ended):
@@ -89,8 +93,62 @@ if msgspec is not None:
         error: Any = None
 
     _decode = msgspec.json.Decoder(_Chunk).decode
+    _decode_all = msgspec.json.Decoder(list[_Chunk]).decode
 else:
-    _decode = None
+    _decode = _decode_all = None
+
+
+def _read_usual(pieces: Sequence[bytes], arrivals_ns: Sequence[int]) -> ParsedStream | None:
+    """The whole of a usual stream at once; None, with nothing said, for any other, which is then read event by event.
+
+    Usual is: one line an event, each with one choice and more tokens than the one before by its running usage, then
+    the closing usage, if any, and ``[DONE]``. All its events are decoded in one call, as one JSON array, at a fifth of
+    the cost of one by one; that no event holds two objects is seen by their number.
+    """
+    body = b"".join(pieces)
+    events = body.split(b"\n\n")
+    if _decode_all is None or events.pop() or len(events) < 2 or events[-1] != b"data: [DONE]" or b"\r" in body:
+        return None
+    if body.count(b"\n") != 2 * len(events) or body.count(b"\n\ndata: {") != len(events) - 2:
+        return None  # an event of several lines, or not of data
+    if not body.startswith(b"data: {"):
+        return None
+    try:
+        chunks = _decode_all(b"[" + b",".join([event[6:] for event in events[:-1]]) + b"]")
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    if len(chunks) != len(events) - 1:
+        return None
+    closing = chunks.pop() if not chunks[-1].choices else None
+    if closing is not None and (closing.usage is None or closing.error is not None):
+        return None
+    parsed = ParsedStream(complete=True)
+    counts, prompts = [], []
+    for chunk in chunks:
+        if chunk.usage is None or len(chunk.choices) != 1 or chunk.error is not None:
+            return None
+        counts.append(chunk.usage.completion_tokens)
+        prompts.append(chunk.usage.prompt_tokens)
+        if chunk.choices[0].finish_reason is not None:
+            parsed.finish_reason = chunk.choices[0].finish_reason
+    if closing is not None:
+        prompts.append(closing.usage.prompt_tokens)
+    if not counts or closing is not None and closing.usage.completion_tokens != counts[-1]:
+        return None
+    if min(prompts) < 0 or max(prompts) >= _COUNT_LIMIT or max(counts) >= _COUNT_LIMIT:
+        return None
+    tokens = np.diff(np.array(counts, dtype=np.int64), prepend=0)
+    if tokens.min() <= 0:
+        return None
+    # Each event has the time of the piece that holds the last byte of its blank line; those of one time are one chunk.
+    ends = np.cumsum([len(event) + 2 for event in events[: len(counts)]])
+    piece = np.searchsorted(np.cumsum([len(one) for one in pieces]), ends)
+    at_ns = np.asarray(arrivals_ns, dtype=np.int64)[piece]
+    first = np.flatnonzero(np.diff(at_ns, prepend=at_ns[0] - 1))
+    parsed.chunk_ns = array("q", at_ns[first].tobytes())
+    parsed.chunk_tokens = array("i", np.add.reduceat(tokens, first).astype(np.intc).tobytes())
+    parsed.output_tokens, parsed.prompt_tokens = counts[-1], prompts[-1]
+    return parsed
 
 
 class _TokenCounter:
