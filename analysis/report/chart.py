@@ -201,13 +201,14 @@ def _framed(body: str, chart: Chart) -> str:
 
 
 def write(whole: Spec | str, path: Path, png: bool) -> None:
-    """A picture as SVG at `path`, and as PNG of twice the size beside it. Raises OSError."""
+    """A picture as SVG at `path`, and with `png` as PNG of twice the size beside it; heat maps, of which there may be
+    hundreds, as SVG alone. Raises OSError."""
     import vl_convert
 
     made = whole if isinstance(whole, str) else vl_convert.vegalite_to_svg(whole, show_warnings=False)
     drawn = re.sub(r' (?:xlink:)?href="[^"]*"', "", made)
     path.write_text(drawn, encoding="utf-8")
-    if png:
+    if png and not isinstance(whole, str):
         path.with_suffix(".png").write_bytes(vl_convert.svg_to_png(drawn, scale=2))
 
 

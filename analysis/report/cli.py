@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE", help="the page (default reports/SET/index.html); pictures and tables go "
         "into folders beside it",
     )  # fmt: skip
-    parser.add_argument("--no-png", action="store_true", help="write the pictures as SVG only")
+    parser.add_argument("--no-png", action="store_true", help="write all pictures as SVG only, as heat maps always are")
     parser.add_argument("--no-files", action="store_true", help="write the page alone: no pictures, no tables")
 
 
