@@ -22,6 +22,17 @@ ENVIRONMENT = (
 )  # fmt: skip
 """Columns that explain why two environment ids differ, in the order a person would ask."""
 
+CLIENT_BOUND = frozenset({
+    "client_bound", "client_cpu_bound", "client_starved", "client_lag", "client_share", "send_delay",
+})  # fmt: skip
+"""Flags by which a workload's figures may be the client's instead of the engine's."""
+
+
+def held_back(load: Mapping[str, Any]) -> bool:
+    """Whether a workload's figures may be the client's: by its own column, or by its flags where an older schema
+    has none."""
+    return bool(load.get("client_bound")) or not CLIENT_BOUND.isdisjoint(load.get("flags") or ())
+
 
 class RowsError(ValueError):
     """A result set cannot be used as it is: one sentence, naming the file or the field."""

@@ -42,17 +42,5 @@ MEANING: Final[dict[str, str]] = {
     "send_delay": "The client sent requests later than they were due.",
 }
 
-CLIENT: Final = frozenset({
-    "client_lag", "client_starved", "client_cpu_bound", "client_share", "client_bound", "send_delay",
-})  # fmt: skip
-"""Flags by which a figure may be the client's instead of the engine's."""
-
-
 def meaning(flag: str) -> str:
     return MEANING.get(flag, "No explanation is known here; results/README.md documents the columns.")
-
-
-def held_back(load: dict[str, object]) -> bool:
-    """Whether a workload's figures may be the client's: by its own column, or by its flags where an older schema
-    has none."""
-    return bool(load.get("client_bound")) or bool(CLIENT & set(load.get("flags") or ()))  # type: ignore[call-overload]

@@ -7,11 +7,11 @@ from typing import Final
 
 from analysis.report.chart import NARROW, Chart, Spec
 from analysis.report.context import Context, Section, View
-from analysis.report.flags import held_back
 from analysis.report.palette import LIGHT
 from analysis.report.points import Point, short
 from analysis.report.read import Row
 from analysis.report.table import Column, Table
+from analysis.rows import held_back
 
 CHARTS: Final = 9
 UNITS: Final = {"rate": "requests/s", "concurrency": "requests in flight"}

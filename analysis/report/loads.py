@@ -8,10 +8,10 @@ from typing import Final
 
 from analysis.report.chart import NARROW, Chart, Spec
 from analysis.report.context import Context, Section, View
-from analysis.report.flags import CLIENT
 from analysis.report.palette import LIGHT
 from analysis.report.points import Point, median, short
 from analysis.report.table import Column, Table
+from analysis.rows import CLIENT_BOUND
 
 LATENCIES: Final = (("ttft_p50_s", "TTFT p50"), ("tpot_p50_s", "TPOT p50"))
 VIEWS: Final = 6
@@ -135,7 +135,7 @@ def section(context: Context) -> Section:
     return out
 
 
-UNSOUND: Final = CLIENT | {
+UNSOUND: Final = CLIENT_BOUND | {
     "no_steady_state", "not_steady", "few_requests_per_slot", "fewer_requests_than_slots", "failed_requests", "aborted",
 }
 """Flags after which a throughput or a latency may be the client's, or no steady one."""

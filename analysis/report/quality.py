@@ -9,10 +9,11 @@ from html import escape
 
 from analysis import rows as result_rows
 from analysis.report.context import Context, Section
-from analysis.report.flags import held_back, meaning
+from analysis.report.flags import meaning
 from analysis.report.points import GIB
 from analysis.report.read import ResultSet, Row
 from analysis.report.table import Column, Table
+from analysis.rows import held_back
 
 STATUSES = ("ok", "memory_only", "failed", "pruned")
 

@@ -15,14 +15,11 @@ from analysis.arithmetic import ArithmeticRefusal
 from analysis.fit.starts import origin_of
 from analysis.gpus import Sheet
 from analysis.predict.features import features_of_row
+from analysis.rows import held_back
 from analysis.throughput.calibration import METRICS, Metric, weight_format
 from analysis.throughput.roofline import Limits, Turn, Vector, of_run, turn, waiting_turns
 from analysis.throughput.work import Work, work_of
 
-CLIENT_BOUND: Final = (
-    "client_bound", "client_cpu_bound", "client_starved", "client_lag", "client_share", "send_delay",
-)  # fmt: skip
-"""Flags that say the client limited or delayed what was measured; rows older than the first carry only the others."""
 SPOILT: Final[dict[str, str]] = {
     "failed_requests": "some requests failed", "aborted": "called off", "no_completed_requests": "nothing completed",
     "prefix_cache_hits": "prompts were partly cached", "prompt_tokens_mismatch": "other prompts than asked",
@@ -150,7 +147,7 @@ def unusable(start: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
     flags = set(row.get("flags") or ()) | (set(start.get("flags") or ()) & WHOLE_START)
     if start.get("status") != "ok" or row.get("status") != "ok" or (row.get("failed") or 0) > 0:
         return "failed or incomplete"
-    if row.get("client_bound") or flags & set(CLIENT_BOUND):
+    if held_back(row):
         return "client-bound"
     for flag, why in SPOILT.items():
         if flag in flags:

@@ -379,10 +379,11 @@ def test_every_pair_of_colour_and_shape_is_told_apart() -> None:
 
 
 def test_every_flag_of_a_workload_has_a_meaning_and_client_flags_hold_rows_back() -> None:
-    from analysis.report.flags import CLIENT, MEANING, held_back
+    from analysis.report.flags import MEANING
+    from analysis.rows import CLIENT_BOUND, held_back
     from bench.load.flags import CLIENT_BOUND_FLAGS, FLAGS
 
-    assert set(FLAGS) <= set(MEANING) and set(CLIENT_BOUND_FLAGS) <= CLIENT
+    assert set(FLAGS) <= set(MEANING) and set(CLIENT_BOUND_FLAGS) <= CLIENT_BOUND
     assert held_back({"flags": ["client_share"]}) and not held_back({"flags": ["few_samples_p99"]})
 
 

@@ -228,7 +228,7 @@ def test_one_model_leaves_its_interval_to_lengths():
 
 
 def test_every_flag_of_the_client_keeps_a_row_out():
-    from analysis.throughput.observations import CLIENT_BOUND
+    from analysis.rows import CLIENT_BOUND
     from bench.load.flags import CLIENT_BOUND_FLAGS
 
     assert set(CLIENT_BOUND_FLAGS) < set(CLIENT_BOUND)
