@@ -123,6 +123,7 @@ _RENAMED = {
     "engine_gauge_requests_waiting_max": "requests_waiting_peak",
     "engine_gauge_readings": "gauge_readings",
     "engine_gauge_poll_hz": "gauge_poll_hz",
+    "client_kernel_stamped_share": "kernel_stamped_share",
     "client_loop_lag_p50_s": "loop_lag_p50_s",
     "client_loop_lag_p99_s": "loop_lag_p99_s",
     "client_loop_lag_max_s": "loop_lag_max_s",

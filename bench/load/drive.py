@@ -17,6 +17,7 @@ from bench.load.http import Channel, Exchange
 from bench.load.monitor import POLL_INTERVAL_S, Progress, Tally, Watchdog
 from bench.load.plan import DrivePlan, Job, JobQueue
 from bench.load.pool import ChannelPool, allow_connections, open_all
+from bench.load.receive import Receiver
 from bench.load.records import RequestRecord, to_record
 from bench.load.schedule import PlannedRequest
 from bench.load.selfcheck import ClientCheck, SelfCheck
@@ -75,7 +76,8 @@ def drive(
     records = run.kept.records()
     tally = run.tally
     left = (plan.total or tally.sent) - tally.sent if tally.abort_reason else 0
-    client = run.check.result(loop_name, records, run.kept.parse_cpu_s)
+    stamped_share = run.pool.receiver.stamped_share if run.pool.receiver is not None else 0.0
+    client = run.check.result(loop_name, records, run.kept.parse_cpu_s, stamped_share)
     return DriveOutcome(
         plan.worker, run.start_ns, client, left, tally.abort_reason, tally.peak_in_flight, records
     )  # fmt: skip
@@ -133,6 +135,7 @@ class _Run:
         tally = self.tally
         try:
             tally.abort_reason = self.watchdog.ask_abort()
+            self.pool.receiver = Receiver.open()
             if not tally.abort_reason:
                 await self.connect()
             self.start_ns = on_ready() if on_ready is not None else time.perf_counter_ns() + round(LEAD_S * 1e9)
@@ -147,6 +150,8 @@ class _Run:
         finally:
             self.check.stop()
             self.pool.close()
+            if self.pool.receiver is not None:
+                self.pool.receiver.close()
             await asyncio.sleep(0)  # lets the transports close before the loop does
         self.watchdog.report(tally)
 
@@ -187,8 +192,7 @@ class _ClosedLoop(_Run):
     """A fixed number of slots, each with one request in flight at any time."""
 
     async def connect(self) -> None:
-        self.pool.channels.extend(Channel(self.plan.target) for _ in range(self.plan.slots))
-        await open_all(self.pool.channels)
+        await open_all([self.pool.new() for _ in range(self.plan.slots)])
 
     async def send_all(self, alarm: Alarm) -> None:
         await asyncio.gather(*(self._slot(slot) for slot in range(self.plan.slots)))

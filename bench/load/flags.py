@@ -47,7 +47,9 @@ def client_limits_text() -> str:
     """The limits of a client that is no part of the result, in words; beyond any of them a row is ``client_bound``."""
     return (
         f"event-loop lag p50 over {selfcheck.LAG_P50_LIMIT_S * 1e3:g} ms or p99 over "
-        f"{selfcheck.LAG_P99_LIMIT_S * 1e3:g} ms (client_lag); a client thread waiting for a core over "
+        f"{selfcheck.LAG_P99_LIMIT_S * 1e3:g} ms, where the kernel stamps arrivals "
+        f"{selfcheck.STAMPED_LAG_P50_LIMIT_S * 1e3:g} and {selfcheck.STAMPED_LAG_P99_LIMIT_S * 1e3:g} ms (client_lag); "
+        f"a client thread waiting for a core over "
         f"{selfcheck.WAIT_SHARE_LIMIT:.0%} of the window (client_starved) or on one over "
         f"{selfcheck.CORE_SHARE_LIMIT:.0%} of it (client_cpu_bound); the client on over {MACHINE_SHARE_LIMIT:.0%} of "
         f"all cores (client_share); send delay p99 over {selfcheck.SEND_DELAY_LIMIT_S * 1e3:g} ms (send_delay)"

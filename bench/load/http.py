@@ -1,7 +1,8 @@
 """HTTP/1.1 over a raw asyncio protocol: stamp each piece of a response on arrival, look inside it later.
 
-While the clock runs nothing is done per token but read the clock, take the piece out of its framing
-(``httptools``, C) and append both to lists. All times are ``time.perf_counter_ns()``.
+While the clock runs nothing is done per token but take the piece out of its framing (``httptools``, C) and append
+it and its time to lists. All times are ``time.perf_counter_ns()``; those of arrivals are the kernel's where a
+:class:`~bench.load.receive.Receiver` reads, else those at which the event loop came to the bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import httptools
 
+from bench.load.receive import Receiver
 from bench.load.wire import Target
 
 ERROR_BODY_CHARS = 2000
@@ -64,9 +66,18 @@ class Stream(asyncio.Protocol):
         self._transport: Any = None
         self._parser: Any = httptools.HttpResponseParser(self)
         self._done: asyncio.Future[None] | None = None
+        self._receiver: Receiver | None = None  # None: the event loop reads
+        self._fd = -1
         self._now_ns = 0
         self._until_close = True  # no length announced: the body ends with the connection
         self._headers_complete = False
+
+    def read_by(self, receiver: Receiver) -> None:
+        """Let ``receiver`` read from now on. Not before the connection is made: uvloop begins to read only then."""
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._receiver = receiver
+            receiver.watch(self._fd, self)
 
     def send(self, wire: bytes, exchange: Exchange) -> asyncio.Future[None]:
         """Write a whole request. The future returned never fails; it ends with ``exchange`` filled in."""
@@ -74,8 +85,11 @@ class Stream(asyncio.Protocol):
         self.touched = self._headers_complete = False
         self._until_close = True
         self._done = asyncio.get_running_loop().create_future()
-        exchange.sent_ns = time.perf_counter_ns()
-        self._write_now(wire)
+        self._now_ns = exchange.sent_ns = time.perf_counter_ns()
+        if self._transport.is_closing():  # closed since it was made, and nobody will say so again
+            self._closed(None)
+        else:
+            self._write_now(wire)
         return self._done
 
     def _write_now(self, wire: bytes) -> None:
@@ -85,7 +99,7 @@ class Stream(asyncio.Protocol):
         milliseconds that would count as latency.
         """
         try:
-            sent = os.write(self._transport.get_extra_info("socket").fileno(), wire)
+            sent = os.write(self._fd, wire)
         except OSError:  # full, or closed: the transport knows what to do, and reports it
             sent = 0
         if sent < len(wire) and not self._transport.is_closing():
@@ -93,8 +107,7 @@ class Stream(asyncio.Protocol):
 
     def fail(self, failure: str, error: str) -> None:
         """End the exchange under way as failed, if there is one, and drop the connection."""
-        self.reusable = False
-        self._transport.abort()
+        self._drop()
         self._finish(failure, error)
 
     def close(self) -> None:
@@ -105,24 +118,50 @@ class Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        self._fd = transport.get_extra_info("socket").fileno()
 
     def data_received(self, data: bytes) -> None:
-        self._now_ns = time.perf_counter_ns()
-        self.touched = True
-        if self.exchange is None:  # bytes nobody asked for: whatever they are, they are not the next response
-            self.reusable = False
-            self._transport.abort()
-            return
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self.fail("malformed", f"The answer is not HTTP ({error}): {data[:80]!r}")
+        self.arrived(data, time.perf_counter_ns())
 
     def eof_received(self) -> None:
         self._closed(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._receiver is not None:  # the transport failed to write; an answer may have come before
+            self._receiver.drain(self._fd)
+        self._unwatch()
         self._closed(exc)
+
+    # the receiver's
+
+    def arrived(self, data: bytes, at_ns: int) -> None:
+        """Take in bytes that came at ``at_ns``."""
+        if at_ns > self._now_ns:  # two clocks are read apart by microseconds
+            self._now_ns = at_ns
+        self.touched = True
+        if self.exchange is None:  # bytes nobody asked for: whatever they are, they are not the next response
+            self._drop()
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.fail("malformed", f"The answer is not HTTP ({error}): {data[:80]!r}")
+
+    def ended(self, error: Exception | None) -> None:
+        """The other side closed the connection, or reset it."""
+        self._closed(error)
+        self._drop()
+
+    def _drop(self) -> None:
+        self.reusable = False
+        self._unwatch()
+        self._transport.abort()
+
+    def _unwatch(self) -> None:
+        """Before the transport closes the file, whose number the next connection may get."""
+        if self._receiver is not None:
+            self._receiver.forget(self._fd)
+            self._receiver = None
 
     def _closed(self, exc: Exception | None) -> None:
         self.reusable = False
@@ -180,10 +219,13 @@ class Stream(asyncio.Protocol):
 
 
 class Channel:
-    """A slot's way to the server: one kept-alive connection, replaced when it is gone."""
+    """A slot's way to the server: one kept-alive connection, replaced when it is gone.
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    ``receiver`` reads its connections; None: the event loop does.
+    """
+
+    def __init__(self, target: Target, receiver: Receiver | None = None) -> None:
+        self._target, self._receiver = target, receiver
         self._stream: Stream | None = None
         self._connecting: asyncio.Task[Any] | None = None
         self._interrupt: tuple[str, str] | None = None
@@ -273,6 +315,8 @@ class Channel:
         if not failure and self._interrupt is not None:  # it came between the connection and this line
             failure, error = self._interrupt
             self.close()
+        if self._receiver is not None and self._stream is not None:
+            self._stream.read_by(self._receiver)
         if failure:
             exchange.failure, exchange.error, exchange.end_ns = failure, error, time.perf_counter_ns()
         return not failure

@@ -7,6 +7,7 @@ import contextlib
 import resource
 
 from bench.load.http import Channel
+from bench.load.receive import Receiver
 from bench.load.wire import Target
 
 OTHER_FILES = 256  # what else this process may have open
@@ -37,12 +38,13 @@ async def open_all(channels: list[Channel]) -> None:
 class ChannelPool:
     """Hands out channels, the one used last first, so that a quiet load keeps few connections warm.
 
-    ``channels`` are all there are. A few are kept open in reserve; where even those are taken, the request gets a
-    fresh channel and connects as it is sent.
+    ``channels`` are all there are; ``receiver`` reads those made after it was set. A few are kept open in reserve;
+    where even those are taken, the request gets a fresh channel and connects as it is sent.
     """
 
     def __init__(self, target: Target) -> None:
         self.channels: list[Channel] = []
+        self.receiver: Receiver | None = None
         self._target = target
         self._idle: list[Channel] = []
         self._opening: set[asyncio.Task[None]] = set()
@@ -50,7 +52,7 @@ class ChannelPool:
 
     async def open_ahead(self, number: int) -> None:
         """Open ``number`` connections now."""
-        self._idle = [self._new() for _ in range(min(number, AHEAD_MOST))]
+        self._idle = [self.new() for _ in range(min(number, AHEAD_MOST))]
         await open_all(self._idle)
 
     def take(self) -> Channel:
@@ -59,7 +61,7 @@ class ChannelPool:
         if channel is not None:
             self._idle.remove(channel)
         else:
-            channel = self._idle.pop() if self._idle else self._new()
+            channel = self._idle.pop() if self._idle else self.new()
         if len(self._idle) + len(self._opening) < SPARE:
             task = asyncio.get_running_loop().create_task(self._open_one())
             self._opening.add(task)
@@ -81,13 +83,14 @@ class ChannelPool:
         for channel in self.channels:
             channel.close()
 
-    def _new(self) -> Channel:
-        channel = Channel(self._target)
+    def new(self) -> Channel:
+        """One more channel, not yet connected; it belongs to whoever asked for it."""
+        channel = Channel(self._target, self.receiver)
         self._numbers[id(channel)] = len(self.channels)
         self.channels.append(channel)
         return channel
 
     async def _open_one(self) -> None:
-        channel = self._new()
+        channel = self.new()
         await channel.open()
         self._idle.append(channel)

@@ -16,13 +16,19 @@ from bench.load.timerfile import TimerFile
 LAG_INTERVAL_S = 0.005
 
 # Below these the client is held to be no part of the result, which is to say: p50 of TTFT and ITL is within 1 ms of
-# what the engine did, p99 within 3 ms. A token is stamped late by what the loop was doing when its bytes came, and the
-# probe of `SelfCheck` waits in the same queue as the bytes. If at most 1 % of the probes are more than 2 ms late, then
-# at most about 1 % of the stamps are, and a percentile is moved by at most that much (a gap has a late end, or a late
-# beginning that makes it look short); the rest of the 3 ms pays for the samples being few. The limit on the median
-# keeps a loop that is always half a millisecond behind from passing as one that never is much.
+# what the engine did, p99 within 3 ms. Where the loop stamps what it reads, a token is stamped late by what the loop
+# was doing when its bytes came, and the probe of `SelfCheck` waits in the same queue as the bytes. If at most 1 % of
+# the probes are more than 2 ms late, then at most about 1 % of the stamps are, and a percentile is moved by at most
+# that much (a gap has a late end, or a late beginning that makes it look short); the rest of the 3 ms pays for the
+# samples being few. The limit on the median keeps a loop that is always half a millisecond behind from passing as one
+# that never is much.
 LAG_P50_LIMIT_S = 0.0005
 LAG_P99_LIMIT_S = 0.002
+# Where the kernel stamps, a late loop blurs nothing, until it is later than the gap between two tokens of a stream and
+# takes them for one. Engines rarely give a stream more than a token in 5 ms.
+STAMPED_LAG_P50_LIMIT_S = 0.002
+STAMPED_LAG_P99_LIMIT_S = 0.005
+STAMPED_SHARE = 0.999  # of all readings: the kernel stamps
 SEND_DELAY_LIMIT_S = 0.010  # more than the turn of a loop that keeps up
 CORE_SHARE_LIMIT = 0.7  # one thread near its limit queues what arrives in a burst
 WAIT_SHARE_LIMIT = 0.05  # of the window spent ready to run, without a core
@@ -40,10 +46,13 @@ class ClientCheck:
     ``cpu_wait_s`` is how long the worst worker was ready to run but had no core: time that other processes of the
     machine took from it (Linux; None elsewhere).
 
+    ``kernel_stamped_share`` is the part of all readings that have the kernel's time instead of the loop's (of the worst
+    worker; None without a reading).
+
     ``loop_lag_*`` (of the worst worker) is how late the loop came to an event due every 5 ms: the error that a busy or
-    starved loop adds to a time stamp. A long stall counts once for every event that fell into it, so that percentiles
-    are over time. ``send_delay_*`` is from when a request was due, and let through by a cap on the requests in flight,
-    to when it was written.
+    starved loop adds to a time stamp of its own. A long stall counts once for every event that fell into it, so that
+    percentiles are over time. ``send_delay_*`` is from when a request was due, and let through by a cap on the requests
+    in flight, to when it was written.
 
     ``workers`` is how many processes sent; ``placement`` says which cores they and the engine had, or why all had any.
     """
@@ -62,6 +71,12 @@ class ClientCheck:
     send_delay_max_s: float | None
     workers: int = 1
     placement: str = ""
+    kernel_stamped_share: float | None = 0.0
+
+    @property
+    def kernel_stamps(self) -> bool:
+        """Latencies are by the kernel's time stamps."""
+        return (self.kernel_stamped_share or 0.0) >= STAMPED_SHARE
 
 
 def client_bound(check: ClientCheck, window_s: float | None) -> list[str]:
@@ -69,7 +84,9 @@ def client_bound(check: ClientCheck, window_s: float | None) -> list[str]:
 
     Empty where nothing says so. The limits are the constants of this module.
     """
-    late = (check.loop_lag_p50_s or 0.0) > LAG_P50_LIMIT_S or (check.loop_lag_p99_s or 0.0) > LAG_P99_LIMIT_S
+    own = (LAG_P50_LIMIT_S, LAG_P99_LIMIT_S)
+    p50_limit_s, p99_limit_s = (STAMPED_LAG_P50_LIMIT_S, STAMPED_LAG_P99_LIMIT_S) if check.kernel_stamps else own
+    late = (check.loop_lag_p50_s or 0.0) > p50_limit_s or (check.loop_lag_p99_s or 0.0) > p99_limit_s
     found = {
         "client_lag": late,
         "client_starved": bool(window_s) and (check.cpu_wait_s or 0.0) > WAIT_SHARE_LIMIT * (window_s or 0.0),
@@ -106,6 +123,9 @@ def merge_checks(checks: Sequence[ClientCheck], records: Sequence[RequestRecord]
         send_delay_p99_s=_percentile(delays_s, 99),
         send_delay_max_s=max(delays_s, default=None),
         workers=sum(check.workers for check in checks),
+        kernel_stamped_share=min(
+            (check.kernel_stamped_share for check in checks if check.kernel_stamped_share is not None), default=None
+        ),
         **{name: worst(name) for name in _WORST},
     )
 
@@ -141,7 +161,9 @@ class SelfCheck:
         self._wall_ns += time.perf_counter_ns()
         self._wait_end_ns = _run_queue_wait_ns()
 
-    def result(self, event_loop: str, records: Sequence[RequestRecord], parse_cpu_s: float) -> ClientCheck:
+    def result(
+        self, event_loop: str, records: Sequence[RequestRecord], parse_cpu_s: float, stamped_share: float | None = 0.0
+    ) -> ClientCheck:
         """What was measured, for a run that gave ``records``. Call after :meth:`stop`."""
         cpu_s, wall_s = self._cpu_ns / 1e9, self._wall_ns / 1e9
         tokens = sum(r.output_tokens for r in records)
@@ -163,6 +185,7 @@ class SelfCheck:
             loop_lag_max_s=max(self._lags_s, default=None),
             send_delay_p99_s=_percentile(delays_s, 99),
             send_delay_max_s=max(delays_s, default=None),
+            kernel_stamped_share=stamped_share,
         )
 
 

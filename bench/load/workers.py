@@ -239,7 +239,7 @@ def _work(pipe: Connection, plan: DrivePlan, cores: tuple[int, ...]) -> None:
 
 
 def _no_check() -> ClientCheck:
-    return ClientCheck("", 0.0, None, None, None, None, 0.0, None, None, None, None, None)
+    return ClientCheck("", 0.0, None, None, None, None, 0.0, None, None, None, None, None, kernel_stamped_share=None)
 
 
 def _ending(exit_code: int | None) -> str:

@@ -204,6 +204,7 @@ CLIENT = Group(
         number("client_share_of_machine", "1", "Client CPU over all cores"),
         seconds("client_cpu_wait_s", "Time the client was ready and had no core"),
         seconds("client_parse_cpu_s", "CPU time of reading the responses, after the clock had stopped"),
+        number("kernel_stamped_share", "1", "Part of the client's readings with the kernel's time of arrival"),
         seconds("loop_lag_p50_s", "Event loop lag: p50"),
         seconds("loop_lag_p99_s", "Event loop lag: p99"),
         seconds("loop_lag_max_s", "Event loop lag: max"),

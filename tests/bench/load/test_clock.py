@@ -52,13 +52,13 @@ def test_a_client_that_blocks_now_and_then_is_flagged_or_right(run_load, block_s
 
 def test_a_client_that_is_slow_with_every_token_is_flagged(run_load, monkeypatch):
     """Half a millisecond for each piece, 100 streams every 20 ms: it cannot keep up."""
-    receive = Stream.data_received
+    receive = Stream.arrived
 
-    def slow(self: Stream, data: bytes) -> None:
+    def slow(self: Stream, data: bytes, at_ns: int) -> None:
         burn(0.0005)
-        receive(self, data)
+        receive(self, data, at_ns)
 
-    monkeypatch.setattr(Stream, "data_received", slow)
+    monkeypatch.setattr(Stream, "arrived", slow)
     with SimServer(ttft_s=0.05, itl_s=0.02) as sim:
         result, compared = checked(run_load, sim, num_requests=100, rate_per_s=200.0, output_tokens=20)
     assert "client_bound" in result.flags and not compared.accurate

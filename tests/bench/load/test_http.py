@@ -7,7 +7,9 @@ import time
 
 import pytest
 
+from bench.load import receive
 from bench.load.http import Channel, Exchange
+from bench.load.receive import Receiver
 from bench.load.records import to_record
 from bench.load.schedule import PlannedRequest
 from bench.load.wire import Target
@@ -16,6 +18,17 @@ EVENT = (
     b'data: {"choices":[{"text":""}],"usage":{"prompt_tokens":8,"completion_tokens":5}}\n\ndata: [DONE]\n\n'
 )
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+READ_BY = {"receiver": True}
+
+
+@pytest.fixture(params=["receiver", "loop"], autouse=True)
+def read_by(request):
+    """Every test with both ways of reading: the kernel's stamps, and the loop's."""
+    READ_BY["receiver"] = request.param == "receiver"
+
+
+def channel_to(target: Target) -> Channel:
+    return Channel(target, Receiver.open() if READ_BY["receiver"] else None)
 
 
 class Canned:
@@ -52,7 +65,7 @@ class Canned:
 def ask(*answers: bytes) -> Exchange:
     async def main() -> Exchange:
         async with Canned(*answers) as server:
-            channel = Channel(server.target)
+            channel = channel_to(server.target)
             try:
                 return await asyncio.wait_for(channel.exchange(b"GET / HTTP/1.1\r\n\r\n", 1), 5)
             finally:
@@ -104,7 +117,7 @@ def test_bytes_nobody_asked_for_are_not_the_next_response():
 
     async def main() -> tuple[Exchange, Exchange, int]:
         async with Canned(OK % 1 + b"1" + OK % 1 + b"?", OK % 1 + b"2", close=False) as server:
-            channel = Channel(server.target)
+            channel = channel_to(server.target)
             first = await channel.exchange(b"x", 0)
             await asyncio.sleep(0.05)
             second = await channel.exchange(b"x", 0)
@@ -120,7 +133,7 @@ def test_an_answer_given_up_on_is_not_taken_for_the_next():
 
     async def main() -> tuple[str, int]:
         async with Canned(None, OK % 1 + b"2", close=False) as server:
-            channel = Channel(server.target)
+            channel = channel_to(server.target)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(channel.exchange(b"x", 0), 0.05)
             text = (await channel.exchange(b"x", 0)).body_text()
@@ -133,7 +146,7 @@ def test_an_answer_given_up_on_is_not_taken_for_the_next():
 def test_a_connection_is_kept_and_its_pieces_are_stamped_in_order():
     async def main() -> tuple[list[Exchange], int]:
         async with Canned(*[OK % 3 + b"abc"] * 3, close=False) as server:
-            channel = Channel(server.target)
+            channel = channel_to(server.target)
             exchanges = [await channel.exchange(b"x", time.perf_counter_ns()) for _ in range(3)]
             channel.close()
             return exchanges, server.connections
@@ -159,7 +172,7 @@ def test_a_request_larger_than_the_socket_takes_arrives_whole(loop):
             writer.write(OK % 0)
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-            channel = Channel(Target("127.0.0.1", server.sockets[0].getsockname()[1]))
+            channel = channel_to(Target("127.0.0.1", server.sockets[0].getsockname()[1]))
             exchange = await channel.exchange(wire, 0)
             channel.close()
             assert exchange.status == 200 and not exchange.failure
@@ -185,7 +198,7 @@ def test_interrupting_while_connecting_gives_the_reason():
                 filler.setblocking(False)
                 filler.connect_ex(("127.0.0.1", port))
                 fillers.append(filler)
-            channel = Channel(Target("127.0.0.1", port))
+            channel = channel_to(Target("127.0.0.1", port))
             asyncio.get_running_loop().call_later(0.1, channel.interrupt, "timeout", "Too late.")
             exchange = await asyncio.wait_for(channel.exchange(b"x", 0), 5)
             for filler in fillers:
@@ -200,10 +213,49 @@ def test_interrupting_while_connecting_gives_the_reason():
 def test_interrupting_an_idle_channel_does_nothing():
     async def main() -> Exchange:
         async with Canned(OK % 0) as server:
-            channel = Channel(server.target)
+            channel = channel_to(server.target)
             channel.interrupt("aborted", "No.")
             exchange = await channel.exchange(b"x", 0)
             channel.close()
             return exchange
 
     assert asyncio.run(main()).failure == ""
+
+
+def test_an_answer_is_not_lost_when_the_rest_of_the_request_cannot_be_written(monkeypatch):
+    """A server that refuses a large request answers and closes before it has read all of it."""
+    monkeypatch.setattr(receive, "HOLD_S", 0.2)
+    monkeypatch.setattr(receive, "BUSY_READINGS", 0)  # always holding: the transport fails before the receiver looks
+
+    async def main() -> Exchange:
+        async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1000)
+            writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+            writer.close()
+
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+            channel = channel_to(Target("127.0.0.1", server.sockets[0].getsockname()[1]))
+            return await asyncio.wait_for(channel.exchange(b"x" * (32 << 20), 0), 5)
+
+    assert asyncio.run(main()).status == 413
+
+
+def test_an_upgrade_is_no_answer():
+    exchange = ask(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nx")
+    assert exchange.failure == "malformed"
+
+
+def test_a_server_that_closes_each_connection_at_once_fails_the_request():
+    async def main() -> Exchange:
+        async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
+            channel = channel_to(Target("127.0.0.1", server.sockets[0].getsockname()[1]))
+            await channel.open()
+            await asyncio.sleep(0.05)
+            return await asyncio.wait_for(channel.exchange(b"x", 0), 5)
+
+    assert asyncio.run(main()).failure == "connection_error"

@@ -86,6 +86,9 @@ def test_a_clean_run_has_no_flags():
         ("preemptions", {"after": replace(IDLE, num_preemptions=1)}),
         ("resends", {"records": [make(i, i % 2, resends=i == 7) for i in range(100)]}),
         ("client_lag", {"client": replace(CALM, loop_lag_p99_s=0.0021)}),
+        ("client_lag", {"client": replace(CALM, loop_lag_p99_s=0.0021, kernel_stamped_share=0.99)}),
+        ("client_lag", {"client": replace(CALM, loop_lag_p99_s=0.0051, kernel_stamped_share=1.0)}),
+        ("client_lag", {"client": replace(CALM, loop_lag_p50_s=0.0021, kernel_stamped_share=1.0)}),
         ("client_share", {"client": replace(CALM, share_of_machine=0.26)}),
         ("not_steady", {"pattern": "constant", "rate_per_s": 50, "records": [grow(i) for i in range(100)]}),
         ("held_back", {"records": [hold(make(i, i % 2)) for i in range(100)]}),
@@ -113,6 +116,12 @@ def test_every_limit_of_the_client_makes_the_row_client_bound(flag):
     }[flag]  # fmt: skip
     assert {flag, "client_bound"} == set(build(client=broken).flags)
     assert flag in client_limits_text()
+
+
+def test_a_loop_that_is_late_blurs_nothing_where_the_kernel_stamps():
+    late = replace(CALM, loop_lag_p50_s=0.0019, loop_lag_p99_s=0.0049, kernel_stamped_share=1.0)
+    assert build(client=late).flags == []
+    assert build(client=late).to_row()["client_kernel_stamped_share"] == 1.0
 
 
 def test_shared_prefixes_are_meant_to_hit_the_cache():
