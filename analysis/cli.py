@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = words[1:]
     if rearranged := getattr(module, "rearranged", None):
         words = rearranged(words)
+    # A command is short, and its rows are millions of objects: looking for cycles among them only costs time.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         # Options may stand before, between and after the positional words.
         args = parser.parse_args(words) if "--" in words else parser.parse_intermixed_args(words)
@@ -58,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stopped.code if isinstance(stopped.code, int) else 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _Parser(argparse.ArgumentParser):

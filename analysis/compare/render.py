@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 from analysis.compare.model import VERDICTS, Comparison
 from analysis.compare.page import Page
@@ -214,7 +215,7 @@ def _listing(out: Page, c: Comparison, side: int, show: object, title: str, ever
             )
             for group in alike[:limit]:
                 if names.others(group):
-                    told = "; ".join(names.names[row] for row in group[:LISTED])
+                    told = "; ".join(names.name(row) for row in group[:LISTED])
                     more = f" and {len(group) - LISTED} more" if len(group) > LISTED else ""
                     out.text(f"{names.shared(group)}: {told}{more}")
             if len(alike) > limit:
@@ -241,30 +242,39 @@ class _Names:
     """Names for several comparisons of a metric, side and table at once. `of`: all of them, whatever they found."""
 
     def __init__(self, c: Comparison, of: Sequence[int]) -> None:
-        self.names = {row: c.cells[c.changes.cell[row]].name for row in of}
-        self.words = {row: name.split() for row, name in self.names.items()}
-        self.having: dict[str, set[int]] = {}
-        for row, words in self.words.items():
-            for word in words:
-                self.having.setdefault(word, set()).add(row)
+        self._c, self._of = c, of
+
+    def name(self, row: int) -> str:
+        """What the cell of a comparison is called."""
+        return self._c.cells[self._c.changes.cell[row]].name
+
+    @cached_property
+    def _having(self) -> dict[str, set[int]]:
+        """Word to the comparisons whose cells have it; looked up only where several are told as one."""
+        having: dict[str, set[int]] = {}
+        for row in self._of:
+            for word in self.name(row).split():
+                having.setdefault(word, set()).add(row)
+        return having
 
     def others(self, group: Sequence[int]) -> int:
         """How many comparisons are not of the group, and have all words that its cells share."""
         if len(group) == 1:
             return 0
-        alike = [self.having[word] for word in self._shared(group)]
-        return len(set.intersection(*alike) if alike else self.words) - len(group)
+        alike = [self._having[word] for word in self._shared(group)]
+        return (len(set.intersection(*alike)) if alike else len(self._of)) - len(group)
 
     def shared(self, group: Sequence[int]) -> str:
         """What the cells of a group have in common, and how many of the cells that are called so it has."""
         if len(group) == 1:
-            return self.names[group[0]]
+            return self.name(group[0])
         others = self.others(group)
         count = f"({len(group)} of {len(group) + others} cells)" if others else f"({len(group)} cells)"
         return " ".join([*self._shared(group), count])
 
     def _shared(self, group: Sequence[int]) -> list[str]:
-        return [word for word in self.words[group[0]] if all(word in self.words[row] for row in group)]
+        words = [self.name(row).split() for row in group]
+        return [word for word in words[0] if all(word in one for one in words)]
 
 
 def _row(c: Comparison, group: Sequence[int], better: str | None, names: _Names) -> list[str]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 
 from analysis.compare.model import CORRECTIONS, TESTS, Column, CompareError, Comparison, Options
 
@@ -27,8 +25,6 @@ def compare_sets(paths: Sequence[Path], options: Options | None = None) -> Compa
 
     options = options or Options()
     _check(options)
-    # The statistics take longest to import; files are read meanwhile.
-    Thread(target=import_module, args=("scipy.stats",), daemon=True).start()
     if not paths:
         raise CompareError("name the result sets to compare, as in `compare results/a results/b`")
     col = options.col if options.col != "set" or len(paths) > 1 else (options.axis or "set")

@@ -109,3 +109,19 @@ def test_restarts_that_agree_by_luck_are_no_evidence() -> None:
     priors = tuple(stats.variance_prior(x.var(axis=1, ddof=1), np.full(4000, x.shape[1] - 1.0)) for x in (a, b))
     p, *_ = stats.t_test(a, b, 0.05, priors)
     assert (p <= 0.001).mean() <= 0.003
+
+
+@pytest.mark.parametrize("correction", ["bh", "holm"])
+def test_corrections_are_the_published_ones(correction: str) -> None:
+    p = np.random.default_rng(5).uniform(size=200) ** 3
+    p[:10] = p[10:20]  # ties
+    if correction == "bh":
+        expected = scipy_stats.false_discovery_control(p)
+    else:
+        expected = [min(1.0, max(p[k] * (200 - (p < p[k]).sum()) for k in np.flatnonzero(p <= one))) for one in p]
+    assert stats.adjusted(p, correction) == pytest.approx(expected, rel=1e-12)
+
+
+def test_ranks_of_tied_values_are_the_middle_of_theirs() -> None:
+    rows = np.sort(np.random.default_rng(6).integers(0, 5, size=(50, 12)).astype(float), axis=1)
+    assert (stats._doubled_ranks(rows) == np.rint(2 * scipy_stats.rankdata(rows, axis=1))).all()
