@@ -148,7 +148,7 @@ def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[Any]]:
         column = pc.fill_null(pc.binary_join(column.cast(pa.list_(pa.string())), " "), "")
     if not len(column):
         return np.zeros(0, np.int64), []
-    if pa.types.is_null(column.type):
+    if column.null_count == len(column):
         return np.zeros(len(column), np.int64), [None]
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
     if isinstance(encoded, pa.ChunkedArray):

@@ -156,9 +156,8 @@ class Layout:
             sizes = counts[both, 0] * (counts.max() + 1) + counts[both, side]
             for size in np.unique(sizes):
                 cells = both[sizes == size]
-                n, m = counts[cells[0], 0], counts[cells[0], side]
-                a = values[starts[cells, 0][:, None] + np.arange(n)]
-                b = values[starts[cells, side][:, None] + np.arange(m)]
+                n, m = (int(counts[cells[0], at]) for at in (0, side))
+                a, b = (_runs(values, starts[cells, at], size) for at, size in ((0, n), (side, m)))
                 out.append((cells, side, a, b))
         return out
 
@@ -207,6 +206,15 @@ class Layout:
         values, group = values[self.order], self.group
         there = np.isfinite(values)
         return (values, group) if there.all() else (values[there], group[there])
+
+
+def _runs(values: np.ndarray, starts: np.ndarray, size: int) -> np.ndarray:
+    """(len(starts), size): that many values from each start on."""
+    import numpy as np
+
+    if len(values) % size == 0 and not (starts % size).any():  # as where every cell has as many restarts
+        return values.reshape(-1, size)[starts // size]
+    return values[starts[:, None] + np.arange(size)]
 
 
 def measured(table: object, metric: Metric) -> np.ndarray | None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from analysis.report.workers import Job, Workers
 
 
+MANY_FILES = 2000
+"""Files of a set from which a report says how to join them."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `report`."""
     parser.add_argument("sets", nargs="+", metavar="SET", help="result sets: folders, or names in results/")
@@ -50,6 +54,7 @@ def _make(args: argparse.Namespace, workers: Workers) -> int:
     from analysis.report.sections import begin_calculator
 
     began = time.monotonic()
+    _advise(args.sets)
     calculator = begin_calculator(workers)
     sets, problems = read_sets(args.sets)
     for problem in problems:
@@ -85,6 +90,22 @@ def _make(args: argparse.Namespace, workers: Workers) -> int:
     print(f"{starts:,} starts, {len(context.points):,} points: {out} ({len(text.encode()) / 1e6:.1f} MB, "
           f"{time.monotonic() - began:.0f} s){beside}")  # fmt: skip
     return 0 if starts else 1
+
+
+def _advise(names: list[str]) -> None:
+    """A hint for sets whose reading will take longer than all the rest."""
+    from analysis.rows import RowsError
+    from analysis.tables.measured import find_set
+
+    for name in names:
+        try:
+            root = find_set(name)
+        except RowsError:  # told where it is read
+            continue
+        files = sum(1 for table in ("engines", "workloads") for _ in (root / table).glob("*.parquet"))
+        if files > MANY_FILES:
+            print(f"note: {root} is {files:,} small files; `python -m bench.record.compact {root}` joins them, and "
+                  "reading is then a matter of seconds", file=sys.stderr)  # fmt: skip
 
 
 def _empty(folder: Path, suffixes: tuple[str, ...]) -> None:

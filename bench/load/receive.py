@@ -37,8 +37,11 @@ HOLD_S = 0.001
 BUSY_WINDOW_NS, BUSY_READINGS = 5_000_000, 20
 """Readings in such a window from which it is busy: 4,000 a second. Below, every wake-up is worth its cost."""
 
-PAIR_LIMIT_NS = 50_000
-"""Two clocks read further apart than this say nothing about each other: the thread lost its core between."""
+FIRST_PAIRS = 16
+"""Readings of both clocks to begin with, to know how close together they can be."""
+TRIES = 4
+SLACK_NS = 1_000
+"""What a pair may be wider, and twice as wide at most, than the narrowest: half of it is the most it is wrong by."""
 STEP_LIMIT_NS = 1_000_000
 """The clock of the stamps moved against the other by more: it was set, and stamps of before are of another time."""
 
@@ -68,8 +71,11 @@ class Receiver:
         self._epoll = select.epoll()
         self._readers: dict[int, _Watched] = {}
         self._offset_ns: int | None = None  # from the clock of the stamps to perf_counter_ns
+        self._narrowest_ns = 1 << 62
         self._holding: asyncio.TimerHandle | None = None
         self._busy, self._since_ns, self._recent, self._unstamped_before = False, 0, 0, 0
+        for _ in range(FIRST_PAIRS):
+            self._offset()
         self._loop.add_reader(self._epoll.fileno(), self._ready)
 
     @classmethod
@@ -180,13 +186,20 @@ class Receiver:
         return True
 
     def _offset(self) -> int | None:
-        """From the clock of the stamps to ours; None where it is not known, or the stamps' was set since."""
-        before_ns, stamp_ns, after_ns = time.perf_counter_ns(), time.time_ns(), time.perf_counter_ns()
+        """From the clock of the stamps to ours; None where the stamps' was set since the last time.
+
+        Only a pair of readings about as close together as any before is taken: between those of a wider one the thread
+        had lost its core, and the offset is wrong by up to half of that.
+        """
         last_ns = self._offset_ns
-        if after_ns - before_ns > PAIR_LIMIT_NS:
-            return last_ns
-        self._offset_ns = offset_ns = (before_ns + after_ns) // 2 - stamp_ns
-        return offset_ns if last_ns is None or abs(offset_ns - last_ns) < STEP_LIMIT_NS else None
+        for _ in range(TRIES):  # the first after a sleep often finds cold caches
+            before_ns, stamp_ns, after_ns = time.perf_counter_ns(), time.time_ns(), time.perf_counter_ns()
+            width_ns = after_ns - before_ns
+            if width_ns <= 2 * self._narrowest_ns + SLACK_NS:
+                self._narrowest_ns = min(self._narrowest_ns, width_ns)
+                self._offset_ns = offset_ns = (before_ns + after_ns) // 2 - stamp_ns
+                return offset_ns if last_ns is None or abs(offset_ns - last_ns) < STEP_LIMIT_NS else None
+        return last_ns
 
     def _count(self, readings: int, now_ns: int) -> None:
         """Decides whether to look only now and then. Never without the kernel's stamps: the times would be late."""

@@ -15,8 +15,8 @@ INTRODUCTION = """# Result sets
 <!-- Written by `python -m bench.record.document`; edit bench/record instead. -->
 
 A result set is a folder: `results/<set>/{engines,workloads,requests,samples,colocations}/<run>.parquet`, one file per
-engine start and table, and `logs/<run>.log`, the engine's own log. Files are written whole and never edited. Read a
-table as one:
+engine start and table, and `logs/<run>.log`, the engine's own log. Files are written whole and never edited;
+`python -m bench.record.compact results/<set>` joins those of a finished set into one per table. Read a table as one:
 
     import pandas
     engines = pandas.read_parquet("results/cpu/engines")

@@ -88,8 +88,11 @@ class ResultSet:
     def engine(self, run_id: str) -> dict[str, Any]:
         """The row of one engine start."""
         path = self.root / "engines" / f"{run_id}.parquet"
+        # A set may have been joined since (`bench.record.compact`).
+        place = path if path.is_file() else path.parent
         try:
-            row: dict[str, Any] = pq.read_table(path, partitioning=None).to_pylist()[0]
+            found = pq.read_table(place, partitioning=None, filters=[("run_id", "=", run_id)])
+            row: dict[str, Any] = found.to_pylist()[0]
         except (pa.ArrowException, OSError, IndexError) as error:
             raise StoreError(f"{path}: not a readable engines file ({_first_line(error)}); "
                              "move it out of the set to go on") from error  # fmt: skip

@@ -126,3 +126,19 @@ def test_predicting_imports_nothing_heavy():
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "words", [("query", "SELECT count(*) AS n FROM engines", "results/reference-cpu"),
+              ("compare", "results/reference-cpu", "results/reference-cpu"),
+              ("history", "--metric", "startup", "results/reference-cpu", "results/reference-cpu"),
+              ("fit", "results/reference-cpu", "--dry-run"), ("tables", "results/reference-cpu", "--out", "{tmp}"),
+              ("report", "results/reference-cpu", "--no-files", "--out", "{tmp}/index.html")]
+)  # fmt: skip
+def test_reading_sets_imports_no_pandas(words, tmp_path):
+    """pyarrow would, for half a second; and a command must do without it."""
+    code = ("import atexit, runpy, sys; atexit.register(lambda: print(sys.modules.get('pandas'), file=sys.stderr)); "
+            "runpy.run_module('analysis', run_name='__main__', alter_sys=True)")  # fmt: skip
+    words = [word.replace("{tmp}", str(tmp_path)) for word in words]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout and done.stderr.splitlines()[-1] == "None", done.stderr

@@ -211,26 +211,42 @@ def test_spawn_and_warm_measure_the_same(bench, sweep, tmp_path):
     assert spawned["startup_s"] > 2 * warm["startup_s"]
 
 
-@pytest.mark.parametrize(
-    ("words", "phase", "cause", "said"),
-    [
-        (["engine.extra_args=[--no-such-flag]"], "config", "bad_argument", "--no-such-flag"),
-        (["engine.startup_timeout_s=1.5"], None, "timeout", "1.5 s"),
-        (["engine.kv_cache_memory_bytes=1MiB"], "kv_allocation", "max_model_len_exceeds_kv", "1024"),
-        (["quantization=awq", """engine.extra_args=["--hf-overrides","{\\"quantization_config\\":null}"]"""],
-         "load", "quantization_not_applied", "was not applied"),
-    ],
-)  # fmt: skip
-def test_a_failed_start_is_a_row_with_phase_cause_and_sentence(bench, tmp_path, words, phase, cause, said):
-    done = bench(*POINT, *words, f"paths.results={tmp_path}", "set=f")
+FAILURES = {
+    "bad_argument": ({"engine.extra_args": ["--no-such-flag"]}, "config", "--no-such-flag"),
+    "timeout": ({"engine.startup_timeout_s": 1.5}, None, "1.5 s"),
+    "max_model_len_exceeds_kv": ({"engine.kv_cache_memory_bytes": "1MiB"}, "kv_allocation", "1024"),
+    "quantization_not_applied": (
+        {"quantization": "awq", "engine.extra_args": ["--hf-overrides", '{"quantization_config":null}']},
+        "load", "was not applied",
+    ),
+}  # fmt: skip
+"""Cause to the settings that bring it about, its phase, and a part of its sentence."""
+
+
+@pytest.fixture(scope="module")
+def failures(bench, tmp_path_factory):
+    """One sweep of starts that all fail, each in its own way."""
+    results = tmp_path_factory.mktemp("results")
+    file = results / "conf" / "sweep" / "fails.yaml"
+    file.parent.mkdir(parents=True)
+    points = json.dumps([{"quantization": "fp32"} | settings for settings, _, _ in FAILURES.values()])
+    common = [word for word in POINT if not word.startswith("quantization=")]  # a word would go over the points
+    file.write_text(f"# @package _global_\nhydra: {{sweeper: {{points: {points}}}}}\n")
+    done = bench("--config-dir", str(results / "conf"), "sweep=fails", *common, f"paths.results={results}", "set=f")
+    return done, _rows(results / "f"), _engines_alive()
+
+
+@pytest.mark.parametrize("cause", FAILURES)
+def test_a_failed_start_is_a_row_with_phase_cause_and_sentence(failures, cause):
+    done, rows, alive = failures
+    _, phase, said = FAILURES[cause]
     assert done.returncode == 1, done.stdout + done.stderr
-    (row,) = _rows(tmp_path / "f")
-    assert (row["status"], row["failure_cause"]) == ("failed", cause), row["failure_sentence"]
-    assert phase is None or row["failure_phase"] == phase
+    assert len(rows) == len(FAILURES) and alive == []
+    (row,) = [row for row in rows if row["failure_cause"] == cause]
+    assert row["status"] == "failed" and phase in (None, row["failure_phase"])
     assert said in row["failure_sentence"]
     assert row["samples"] > 0 and row["total_s"] > 0
     assert cause in done.stdout
-    assert _engines_alive() == []
 
 
 def test_a_port_in_use_is_a_failed_run_that_a_later_sweep_tries_again(bench, tmp_path):

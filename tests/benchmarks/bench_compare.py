@@ -106,10 +106,11 @@ def generate_small(root: Path, version: str, seed: int, starts: int) -> Path:
 def timed(a: Path, b: Path) -> tuple[float, float, str]:
     """Wall seconds, peak GiB of the process, and its summary."""
     begin = time.perf_counter()
-    # The child measures its own peak: that of all children would be the largest of every repeat.
+    # As `python -m analysis`. The child measures its own peak: of all children it would be that of the largest repeat.
     code = (
-        "import sys, resource; from analysis.cli import main; code = main(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"
+        "import atexit, resource, runpy, sys; atexit.register(lambda: "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)); "
+        "runpy.run_module('analysis', run_name='__main__', alter_sys=True)"
     )
     done = subprocess.run([sys.executable, "-c", code, "compare", str(a), str(b), "--width", "120"], cwd=ROOT,
                           capture_output=True, text=True, check=False)  # fmt: skip

@@ -114,6 +114,25 @@ def test_a_clock_that_was_set_is_not_believed(monkeypatch):
     watching(scenario)
 
 
+def test_clocks_that_were_read_far_apart_are_not_taken_for_a_pair(monkeypatch):
+    """Half the distance is what the offset may be wrong by, and with it every stamp of that reading."""
+
+    async def scenario(receiver, watched):
+        known = receiver._offset()
+        real = time.time_ns
+
+        def late() -> int:
+            time.sleep(0.005)  # a core that was lost just then
+            return real()
+
+        monkeypatch.setattr(receive.time, "time_ns", late)
+        assert receiver._offset() == known
+        monkeypatch.undo()
+        assert abs(receiver._offset() - known) < 10_000
+
+    watching(scenario)
+
+
 def test_a_flood_is_read_in_order_and_whole():
     """Enough readings that the receiver looks only now and then; nothing is lost when it goes back to waiting."""
 

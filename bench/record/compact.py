@@ -1,0 +1,143 @@
+"""Joins the small files of a result set: one file per table, where the harness writes one per engine start.
+
+    python -m bench.record.compact results/SET [results/OTHER ...]
+
+A sweep writes every start at once and whole, so that nothing is ever lost; most of each file is then its schema, and
+most of the time of reading it too. Joined, a set is a fraction of the size and quick to read. Every reader takes both;
+a sweep that goes on in the set writes small files beside the large one, and joining again takes those in. Timelines
+(`samples`) and `requests` stay one file per start: they are read by start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.errors import BenchError
+from bench.record.store import StoreError, check_schema_version
+
+JOINED = ("engines", "workloads", "colocations")
+PREFIX = "joined-"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What became of one table's files of one schema version."""
+
+    table: str
+    target: Path
+    files: int
+    rows: int
+    bytes_before: int
+    bytes_after: int
+
+    def __str__(self) -> str:
+        mb = f"{self.bytes_before / 1e6:.1f} MB -> {self.bytes_after / 1e6:.1f} MB"
+        return f"{self.files:,} files of {self.table} joined into {self.target} ({self.rows:,} rows, {mb})"
+
+
+def compact(root: Path) -> tuple[list[Joined], list[str]]:
+    """Joins what can be joined in the set at `root`; files of different schema versions stay apart.
+
+    A file is deleted only after the joined one was written, read back and found equal. Returns what was done, and a
+    sentence for every file that cannot be read: it stays as it is.
+
+    Raises:
+        StoreError: no such set, or a joined file cannot be written. Nothing is lost then.
+    """
+    if not (root / "engines").is_dir():
+        raise StoreError(f"{root} is no result set: a result set is a folder with engines/*.parquet")
+    done: list[Joined] = []
+    problems: list[str] = []
+    for table in JOINED:
+        folder = root / table
+        _finish(folder)
+        for version, files in _by_version(folder, problems).items():
+            if len(files) > 1:
+                done.append(_join(folder, version, files))
+    return done, problems
+
+
+def _by_version(folder: Path, problems: list[str]) -> dict[int, list[Path]]:
+    found: dict[int, list[Path]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            found.setdefault(check_schema_version(path), []).append(path)
+        except (StoreError, pa.ArrowException, OSError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            problems.append(f"{path} stays as it is: {first}")
+    return dict(sorted(found.items()))
+
+
+def _join(folder: Path, version: int, files: Sequence[Path]) -> Joined:
+    # Names of runs end in the time of their start, by which readers tell older files from newer ones.
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]
+    target = folder / f"{PREFIX}v{version}-{stamp}.parquet"
+    before = sum(path.stat().st_size for path in files)
+    try:
+        tables = [pq.read_table(path, partitioning=None) for path in files]
+        newest = tables[-1].schema
+        schema = pa.unify_schemas([newest, *(table.schema for table in tables)], promote_options="permissive")
+        whole = pa.concat_tables(tables, promote_options="permissive").select(schema.names).cast(schema)
+        whole = whole.replace_schema_metadata(newest.metadata)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            with open(partial, "wb") as out:
+                pq.write_table(whole, out, compression="zstd")
+                out.flush()
+                os.fsync(out.fileno())
+            if not pq.read_table(partial, partitioning=None).equals(whole):
+                raise StoreError(f"{target}: what was written does not read back the same; nothing was deleted")
+            # Between these two steps rows are there twice. Whoever joins next reads this list and finishes.
+            _list_of(target).write_text("".join(f"{path.name}\n" for path in files), encoding="utf-8")
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        _finish(folder)
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise StoreError(f"{target}: cannot be written ({reason}); the files it would have joined are there") from error
+    return Joined(folder.name, target, len(files), whole.num_rows, before, target.stat().st_size)
+
+
+def _list_of(target: Path) -> Path:
+    return target.with_suffix(".parts")
+
+
+def _finish(folder: Path) -> None:
+    """Deletes the parts of joined files that stand; forgets the lists of those that do not."""
+    for parts in sorted(folder.glob(f"{PREFIX}*.parts")):
+        if parts.with_suffix(".parquet").is_file():
+            for name in parts.read_text(encoding="utf-8").splitlines():
+                (folder / name).unlink(missing_ok=True)
+        parts.unlink()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 1 where a file could not be read and stays; 2 where a set is none or cannot be written."""
+    parser = argparse.ArgumentParser(prog="python -m bench.record.compact", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sets", nargs="+", type=Path, metavar="SET", help="result sets: folders such as results/gpu")
+    code = 0
+    for root in parser.parse_args(argv).sets:
+        try:
+            done, problems = compact(root)
+        except BenchError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        for problem in problems:
+            print(f"note: {problem}", file=sys.stderr)
+            code = 1
+        print("\n".join(map(str, done)) or f"{root}: nothing to join")
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
