@@ -173,12 +173,12 @@ class Changes:
     def __len__(self) -> int:
         return len(self.cell)
 
-    def per_cent(self, name: str) -> np.ndarray:
-        """`change`, `low` or `high` in per cent of the baseline's median; NaN where that is 0."""
+    def per_cent(self, name: str, rows: slice | int = slice(None)) -> np.ndarray:
+        """`change`, `low` or `high` of these rows in per cent of the baseline's median; NaN where that is 0."""
         import numpy as np
 
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = 100.0 * getattr(self, name) / np.abs(self.median_a)
+            share = 100.0 * getattr(self, name)[rows] / np.abs(self.median_a[rows])
         return np.where(np.isfinite(share), share, np.nan)
 
 

@@ -281,8 +281,8 @@ def _row(c: Comparison, group: Sequence[int], better: str | None, names: _Names)
     changes, row = c.changes, group[0]
     digits = _digits(changes.median_a[row])
     verdict = VERDICTS[changes.verdict[row]]
-    low, high = changes.per_cent("low")[row], changes.per_cent("high")[row]
-    share, change = changes.per_cent("change")[row], changes.change[row]
+    low, high, share = (float(changes.per_cent(name, row)) for name in ("low", "high", "change"))
+    change = changes.change[row]
     word = ""
     if verdict in ("changed", "exact") and better:
         word = "better" if (change < 0) == (better == "lower") else "worse"
