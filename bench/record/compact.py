@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ import pyarrow.parquet as pq
 from bench.errors import BenchError
 from bench.record.store import StoreError, check_schema_version
 
+BATCH = 250
+"""Files read before they are put together."""
 JOINED = ("engines", "workloads", "colocations")
 PREFIX = "joined-"
 
@@ -83,11 +86,7 @@ def _join(folder: Path, version: int, files: Sequence[Path]) -> Joined:
     target = folder / f"{PREFIX}v{version}-{stamp}.parquet"
     before = sum(path.stat().st_size for path in files)
     try:
-        tables = [pq.read_table(path, partitioning=None) for path in files]
-        newest = tables[-1].schema
-        schema = pa.unify_schemas([newest, *(table.schema for table in tables)], promote_options="permissive")
-        whole = pa.concat_tables(tables, promote_options="permissive").select(schema.names).cast(schema)
-        whole = whole.replace_schema_metadata(newest.metadata)
+        whole = _whole(files)
         partial = target.with_name(f".{target.name}.partial")
         try:
             with open(partial, "wb") as out:
@@ -106,6 +105,32 @@ def _join(folder: Path, version: int, files: Sequence[Path]) -> Joined:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise StoreError(f"{target}: cannot be written ({reason}); the files it would have joined are there") from error
     return Joined(folder.name, target, len(files), whole.num_rows, before, target.stat().st_size)
+
+
+def _whole(files: Sequence[Path]) -> pa.Table:
+    """The rows of all files in their order, with the columns of all and the schema's texts of the newest."""
+
+    def one(path: Path) -> pa.Table:
+        with pq.ParquetFile(path) as file:
+            return file.read(use_threads=False)
+
+    parts: list[pa.Table] = []
+    with ThreadPoolExecutor(2) as pool:
+        for first in range(0, len(files), BATCH):
+            read = list(pool.map(one, files[first : first + BATCH]))
+            # One piece a batch: thousands of pieces in every column would take minutes and gigabytes.
+            parts.append(_concat(read).combine_chunks())
+    return _concat(parts).combine_chunks()
+
+
+def _concat(tables: Sequence[pa.Table]) -> pa.Table:
+    newest = tables[-1].schema
+    if all(table.schema.equals(newest) for table in tables):
+        return pa.concat_tables([table.replace_schema_metadata(newest.metadata) for table in tables])
+    schema = pa.unify_schemas([newest, *(table.schema for table in tables)], promote_options="permissive")
+    schema = schema.with_metadata(newest.metadata)
+    tables = [pa.concat_tables([schema.empty_table(), table], promote_options="permissive") for table in tables]
+    return pa.concat_tables([table.select(schema.names).cast(schema) for table in tables])
 
 
 def _list_of(target: Path) -> Path:
