@@ -11,24 +11,26 @@ a sweep that goes on in the set writes small files beside the large one, and joi
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bench.errors import BenchError
-from bench.record.store import StoreError, check_schema_version
+from bench.record.store import JOINED_PREFIX, StoreError, check_schema_version, finish_joining, list_of_parts
 
 BATCH = 250
 """Files read before they are put together."""
 JOINED = ("engines", "workloads", "colocations")
-PREFIX = "joined-"
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,36 @@ def compact(root: Path) -> tuple[list[Joined], list[str]]:
     sentence for every file that cannot be read: it stays as it is.
 
     Raises:
-        StoreError: no such set, or a joined file cannot be written. Nothing is lost then.
+        StoreError: no such set, one that another process is joining, or a joined file cannot be written. Nothing is
+            lost then.
     """
     if not (root / "engines").is_dir():
         raise StoreError(f"{root} is no result set: a result set is a folder with engines/*.parquet")
     done: list[Joined] = []
     problems: list[str] = []
-    for table in JOINED:
-        folder = root / table
-        _finish(folder)
-        for version, files in _by_version(folder, problems).items():
-            if len(files) > 1:
-                done.append(_join(folder, version, files))
+    with _alone(root):
+        for table in JOINED:
+            folder = root / table
+            finish_joining(folder)
+            for left in [*folder.glob(f"{JOINED_PREFIX}*.parts"), *folder.glob(f".{JOINED_PREFIX}*.partial")]:
+                left.unlink()  # of one that was cut short before its joined file stood: everything is in its parts
+            for version, files in _by_version(folder, problems).items():
+                if len(files) > 1:
+                    done.append(_join(folder, version, files))
     return done, problems
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Keeps others from joining the same set; the folder itself is what is locked."""
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise StoreError(f"{root} is being joined by another process; wait until it is done") from None
+    finally:
+        os.close(folder)
 
 
 def _by_version(folder: Path, problems: list[str]) -> dict[int, list[Path]]:
@@ -83,7 +102,7 @@ def _by_version(folder: Path, problems: list[str]) -> dict[int, list[Path]]:
 def _join(folder: Path, version: int, files: Sequence[Path]) -> Joined:
     # Names of runs end in the time of their start, by which readers tell older files from newer ones.
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]
-    target = folder / f"{PREFIX}v{version}-{stamp}.parquet"
+    target = folder / f"{JOINED_PREFIX}v{version}-{stamp}.parquet"
     before = sum(path.stat().st_size for path in files)
     try:
         whole = _whole(files)
@@ -93,14 +112,19 @@ def _join(folder: Path, version: int, files: Sequence[Path]) -> Joined:
                 pq.write_table(whole, out, compression="zstd")
                 out.flush()
                 os.fsync(out.fileno())
-            if not pq.read_table(partial, partitioning=None).equals(whole):
+            if not _same(pq.read_table(partial, partitioning=None), whole):
                 raise StoreError(f"{target}: what was written does not read back the same; nothing was deleted")
-            # Between these two steps rows are there twice. Whoever joins next reads this list and finishes.
-            _list_of(target).write_text("".join(f"{path.name}\n" for path in files), encoding="utf-8")
+            # From here until the parts are gone rows are there twice. Whoever joins or measures next finishes it.
+            with open(list_of_parts(target), "w", encoding="utf-8") as parts:
+                parts.writelines(f"{path.name}\n" for path in files)
+                parts.flush()
+                os.fsync(parts.fileno())
+            _sync(folder)
             os.replace(partial, target)
+            _sync(folder)
         finally:
             partial.unlink(missing_ok=True)
-        _finish(folder)
+        finish_joining(folder)
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise StoreError(f"{target}: cannot be written ({reason}); the files it would have joined are there") from error
@@ -126,24 +150,35 @@ def _whole(files: Sequence[Path]) -> pa.Table:
 def _concat(tables: Sequence[pa.Table]) -> pa.Table:
     newest = tables[-1].schema
     if all(table.schema.equals(newest) for table in tables):
-        return pa.concat_tables([table.replace_schema_metadata(newest.metadata) for table in tables])
+        # The meaning of a field is no part of what `equals` compares.
+        return pa.concat_tables([table.cast(newest) for table in tables]).cast(newest)
     schema = pa.unify_schemas([newest, *(table.schema for table in tables)], promote_options="permissive")
     schema = schema.with_metadata(newest.metadata)
     tables = [pa.concat_tables([schema.empty_table(), table], promote_options="permissive") for table in tables]
     return pa.concat_tables([table.select(schema.names).cast(schema) for table in tables])
 
 
-def _list_of(target: Path) -> Path:
-    return target.with_suffix(".parts")
+def _same(read: pa.Table, written: pa.Table) -> bool:
+    """Equal, and NaN equal to NaN."""
+    if not read.schema.equals(written.schema) or read.num_rows != written.num_rows:
+        return False
+    for one, other in zip(read.columns, written.columns, strict=True):
+        if pa.types.is_floating(one.type):
+            missing = pc.is_nan(other)
+            if not pc.is_nan(one).equals(missing):
+                return False
+            one, other = (pc.if_else(missing, 0.0, column) for column in (one, other))
+        if not one.equals(other):
+            return False
+    return True
 
 
-def _finish(folder: Path) -> None:
-    """Deletes the parts of joined files that stand; forgets the lists of those that do not."""
-    for parts in sorted(folder.glob(f"{PREFIX}*.parts")):
-        if parts.with_suffix(".parquet").is_file():
-            for name in parts.read_text(encoding="utf-8").splitlines():
-                (folder / name).unlink(missing_ok=True)
-        parts.unlink()
+def _sync(folder: Path) -> None:
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for root in parser.parse_args(argv).sets:
         try:
             done, problems = compact(root)
-        except BenchError as error:
+        except (BenchError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         for problem in problems:

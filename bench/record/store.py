@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 from bench.errors import BenchError
 from bench.record.tables import OPTIONAL, SCHEMA_VERSION, TABLES, table_schema
 
+JOINED_PREFIX = "joined-"
+"""Begins the name of a file that `bench.record.compact` made of many."""
+
 
 class StoreError(BenchError):
     """A result could not be written. What was written before is untouched."""
@@ -48,6 +51,7 @@ class ResultSet:
         try:
             for folder in (*(table for table in TABLES if table not in OPTIONAL), "logs"):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
+                finish_joining(self.root / folder)
         except OSError as error:
             raise StoreError(f"paths.results={self.root.parent}: cannot be written ({error.strerror}); "
                              "name a folder that can, as in paths.results=/data/results") from error  # fmt: skip
@@ -83,20 +87,23 @@ class ResultSet:
             except (pa.ArrowException, OSError, TypeError, ValueError) as error:
                 raise StoreError(f"{path}: not a readable engines file ({_first_line(error)}); "
                                  "move it out of the set to go on") from error  # fmt: skip
-        return rows
+        # A run id ends in the time of the start: what was measured again comes last, whichever file it is in.
+        return sorted(rows, key=lambda row: row.run_id)
 
     def engine(self, run_id: str) -> dict[str, Any]:
         """The row of one engine start."""
-        path = self.root / "engines" / f"{run_id}.parquet"
+        own = self.root / "engines" / f"{run_id}.parquet"
         # A set may have been joined since (`bench.record.compact`).
-        place = path if path.is_file() else path.parent
-        try:
-            found = pq.read_table(place, partitioning=None, filters=[("run_id", "=", run_id)])
-            row: dict[str, Any] = found.to_pylist()[0]
-        except (pa.ArrowException, OSError, IndexError) as error:
-            raise StoreError(f"{path}: not a readable engines file ({_first_line(error)}); "
-                             "move it out of the set to go on") from error  # fmt: skip
-        return row
+        for path in [own] if own.is_file() else sorted(own.parent.glob(f"{JOINED_PREFIX}*.parquet")):
+            try:
+                found = pq.read_table(path, partitioning=None, filters=[("run_id", "=", run_id)]).to_pylist()
+            except (pa.ArrowException, OSError) as error:
+                raise StoreError(f"{path}: not a readable engines file ({_first_line(error)}); "
+                                 "move it out of the set to go on") from error  # fmt: skip
+            if found:
+                row: dict[str, Any] = found[0]
+                return row
+        raise StoreError(f"{own}: not a readable engines file (there is none, and no joined one has that run)")
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """All rows of a table as dictionaries, for summaries of a set of modest size; a column that a file of an older
@@ -133,6 +140,20 @@ class ResultSet:
             full = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror or error)
             raise StoreError(f"{final}: cannot be written ({full}); earlier results are untouched. "
                              "Make room and run the same command again") from error  # fmt: skip
+
+
+def list_of_parts(joined: Path) -> Path:
+    """Names the files that a joined one was made of, as long as they are still there."""
+    return joined.with_suffix(".parts")
+
+
+def finish_joining(folder: Path) -> None:
+    """Deletes the parts of joined files that stand, where a joining was cut short before it had."""
+    for parts in sorted(folder.glob(f"{JOINED_PREFIX}*.parts")):
+        if parts.with_suffix(".parquet").is_file():
+            for name in parts.read_text(encoding="utf-8").splitlines():
+                (folder / name).unlink(missing_ok=True)
+            parts.unlink(missing_ok=True)
 
 
 def _first_line(error: Exception) -> str:

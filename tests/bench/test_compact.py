@@ -113,18 +113,59 @@ def test_what_is_written_wrongly_deletes_nothing(tmp_path, monkeypatch):
     assert everything(tmp_path) == before
 
 
-def test_a_joining_that_was_cut_short_is_finished_by_the_next(tmp_path, monkeypatch):
+@pytest.mark.parametrize("who", ["joins", "measures"])
+def test_a_joining_that_was_cut_short_is_finished_by_who_comes_next(tmp_path, monkeypatch, who):
     """Killed when the joined file stands and its parts do too."""
+
+    def again():
+        return compact(tmp_path) if who == "joins" else ResultSet(tmp_path).create()
+
     made(tmp_path)
     before = everything(tmp_path)
-    monkeypatch.setattr(module, "_finish", lambda folder: None)
+    monkeypatch.setattr(module, "finish_joining", lambda folder: None)
     compact(tmp_path)
     monkeypatch.undo()
     assert len(read_table(tmp_path, "engines")) == 10
-    compact(tmp_path)
+    again()
     assert everything(tmp_path) == before and len(files(tmp_path, "engines")) == 1
+
+
+def test_what_was_measured_again_after_the_joining_is_the_newer(tmp_path):
+    """The joined file's name sorts after those of runs, and its rows are older all the same."""
+    results = made(tmp_path, starts=2)
+    compact(tmp_path)
+    add(results, "run0-later", 0)
+    assert [one.run_id for one in results.recorded()] == ["run0", "run0-later", "run1"]
+
+
+def test_two_do_not_join_one_set_at_once(tmp_path):
+    made(tmp_path)
+    with module._alone(tmp_path), pytest.raises(StoreError, match="another process"):
+        compact(tmp_path)
+    assert len(files(tmp_path, "engines")) == 5
+
+
+def test_a_figure_that_is_no_number_does_not_keep_a_set_from_being_joined(tmp_path):
+    results = made(tmp_path, starts=1)
+    row = {"run_id": "nan", "point_id": "p", "environment_id": "e", "repeat": 0, "status": "ok",
+           "startup_s": float("nan")}  # fmt: skip
+    results.write("nan", row, [], [])
+    (done,), _ = compact(tmp_path)
+    assert (done.rows, len(files(tmp_path, "engines"))) == (2, 1)
 
 
 def test_a_folder_that_is_no_set_is_refused(tmp_path, capsys):
     assert main([str(tmp_path / "none")]) == 2
     assert "no result set" in capsys.readouterr().err
+
+
+def test_what_is_left_of_a_joining_that_got_nowhere_is_cleared_away(tmp_path):
+    """Killed before its joined file stood: a list of parts and half a file."""
+    made(tmp_path)
+    before = everything(tmp_path)
+    (tmp_path / "engines/joined-v2-20260101T000000000.parts").write_text("run0.parquet\n")
+    (tmp_path / "engines/.joined-v2-20260101T000000000.parquet.partial").write_bytes(b"half")
+    ResultSet(tmp_path).create()
+    assert everything(tmp_path) == before, "a sweep leaves it to whoever joins"
+    compact(tmp_path)
+    assert everything(tmp_path) == before and len(files(tmp_path, "engines")) == 1

@@ -153,11 +153,15 @@ def browse(page: Path, folder: Path) -> dict[str, Any]:
 
 def report(root: Path, page: Path) -> bool:
     """Makes the report and prints what it took; whether that is within the limits."""
+    page.unlink(missing_ok=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "analysis", "report", str(root), "--out", str(page)], cwd=HERE, check=False,
     )  # fmt: skip
+    if not page.is_file():
+        print(f"{root.name}: exit {done.returncode}, no page: NOT met")
+        return False
     wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     met = done.returncode == 0 and wall < 30 and page.stat().st_size < 10e6
