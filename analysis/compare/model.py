@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -162,23 +163,49 @@ class Changes:
     median_b: np.ndarray
     spread_a: np.ndarray  # interquartile range
     spread_b: np.ndarray
-    change: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    shifts: dict[str, np.ndarray]  # `change`, `low`, `high`; see `known`
     p: np.ndarray
     p_adjusted: np.ndarray
     verdict: np.ndarray  # index into VERDICTS
     need_n: np.ndarray  # restarts on each side that a lone change would need; 0 where they suffice
 
+    later: Callable[[], None] | None = None
+    """Estimates the shifts that are left: where nothing changed, most of the work is for figures that few ask for."""
+
     def __len__(self) -> int:
         return len(self.cell)
 
-    def per_cent(self, name: str, rows: slice | int = slice(None)) -> np.ndarray:
-        """`change`, `low` or `high` of these rows in per cent of the baseline's median; NaN where that is 0."""
+    @property
+    def change(self) -> np.ndarray:
+        return self._complete("change")
+
+    @property
+    def low(self) -> np.ndarray:
+        return self._complete("low")
+
+    @property
+    def high(self) -> np.ndarray:
+        return self._complete("high")
+
+    def _complete(self, name: str) -> np.ndarray:
+        if self.later is not None:
+            self.later()
+            self.later = None
+        return self.shifts[name]
+
+    def per_cent(self, name: str) -> np.ndarray:
+        """`change`, `low` or `high` in per cent of the baseline's median; NaN where that is 0."""
+        return self._share(getattr(self, name), slice(None))
+
+    def known(self, name: str, rows: slice | int = slice(None)) -> np.ndarray:
+        """The same of these rows, as far as it is estimated: of all that changed and all that is undecided."""
+        return self._share(self.shifts[name], rows)
+
+    def _share(self, shift: np.ndarray, rows: slice | int) -> np.ndarray:
         import numpy as np
 
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = 100.0 * getattr(self, name)[rows] / np.abs(self.median_a[rows])
+            share = 100.0 * shift[rows] / np.abs(self.median_a[rows])
         return np.where(np.isfinite(share), share, np.nan)
 
 

@@ -108,7 +108,7 @@ def _side(out: Page, c: Comparison, side: int, every: bool) -> None:
             continue
         counts = {name: int((changes.verdict[of] == code).sum()) for code, name in enumerate(VERDICTS)}
         geomean = next((g for g in c.geomeans if g.metric == metric.name and g.column == label), None)
-        share = changes.per_cent("change")[of]
+        share = changes.known("change")[of]
         decided = np.isin(changes.verdict[of], [0, 1]) & np.isfinite(share)
         most = share[decided][np.argmax(np.abs(share[decided]))] if decided.any() else math.nan
         rows.append(
@@ -143,7 +143,8 @@ def _side(out: Page, c: Comparison, side: int, every: bool) -> None:
             else "No change is shown."
         )
     if undecided.any() and not every:
-        share = np.where(undecided & np.isfinite(changes.per_cent("change")), np.abs(changes.per_cent("change")), -1)
+        share = changes.known("change")
+        share = np.where(undecided & np.isfinite(share), np.abs(share), -1)
         chosen = np.zeros(len(changes), bool)
         for at in range(len(c.metrics)):
             of = np.where(changes.metric == at, share, -1)
@@ -184,7 +185,7 @@ def _listing(out: Page, c: Comparison, side: int, show: object, title: str, ever
     changes = c.changes
     out.title(title)
     limit = 10**9 if every else 40
-    size = np.abs(np.nan_to_num(changes.per_cent("change")))
+    size = np.abs(np.nan_to_num(changes.per_cent("change") if every else changes.known("change")))
     tables = list(dict.fromkeys(cell.table for cell in c.cells))
     for table in tables:
         for at, metric in enumerate(c.metrics):
@@ -281,8 +282,8 @@ def _row(c: Comparison, group: Sequence[int], better: str | None, names: _Names)
     changes, row = c.changes, group[0]
     digits = _digits(changes.median_a[row])
     verdict = VERDICTS[changes.verdict[row]]
-    low, high, share = (float(changes.per_cent(name, row)) for name in ("low", "high", "change"))
-    change = changes.change[row]
+    low, high, share = (float(changes.known(name, row)) for name in ("low", "high", "change"))
+    change = changes.shifts["change"][row]
     word = ""
     if verdict in ("changed", "exact") and better:
         word = "better" if (change < 0) == (better == "lower") else "worse"

@@ -95,7 +95,7 @@ def judge(grid: Grid, chosen: Sequence[Metric], options: Options) -> Judged:
     columns = [np.concatenate(part) for part in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 5
     blank = {
         name: np.full(at, np.nan)
-        for name in ("median_a", "median_b", "spread_a", "spread_b", "change", "low", "high", "p", "p_adjusted")
+        for name in ("median_a", "median_b", "spread_a", "spread_b", "p", "p_adjusted")
     }
     changes = Changes(
         columns[0],
@@ -104,6 +104,7 @@ def judge(grid: Grid, chosen: Sequence[Metric], options: Options) -> Judged:
         columns[3],
         columns[4],
         **blank,
+        shifts={name: np.full(at, np.nan) for name in ("change", "low", "high")},
         verdict=np.full(at, UNDECIDED),
         need_n=np.zeros(at, np.int64),
     )
@@ -304,12 +305,13 @@ def _decide(judged: Judged, batches: Sequence[_Batch], options: Options, pool: T
         judged.interval = f"{100 * (1 - alpha):g} % t interval of the difference of {of}"
     agreed = np.ones(len(changes), bool) if options.test != "auto" or test == "mann-whitney" else changes.p <= alpha
     by_rank = changes.p.copy()
-    _estimate(judged, batches, options, test, testable, pool)
+    if test != "mann-whitney":
+        _estimate(judged, batches, options, test, testable, pool)
     flat = testable & ~np.isfinite(changes.p) & (options.test == "auto")
     if flat.any():
         # Restarts that all agree have no variance for a t test, and other cells had too little to lend.
         changes.p[flat] = by_rank[flat]
-        changes.change[flat] = (changes.median_b - changes.median_a)[flat]
+        changes.shifts["change"][flat] = (changes.median_b - changes.median_a)[flat]
         judged.note += "; where no restart differs from another, Mann-Whitney alone decides"
     testable &= np.isfinite(changes.p)
     judged.tests = int(testable.sum())
@@ -328,10 +330,19 @@ def _decide(judged: Judged, batches: Sequence[_Batch], options: Options, pool: T
         )
         changes.verdict[ranked & ~found & (least > alpha * share)] = UNDECIDED
     undecided = changes.verdict == UNDECIDED
+    if test == "mann-whitney":
+        unchanged = changes.verdict == NO_CHANGE
+        _estimate(judged, batches, options, test, ~unchanged, pool)
+
+        def later() -> None:
+            with ThreadPoolExecutor(2) as anew:
+                _estimate(judged, batches, options, test, unchanged, anew)
+
+        changes.later = later
     changes.need_n[undecided] = need
     changes.need_n[undecided & flat] = stats.restarts_needed(alone)
-    point = undecided & ~np.isfinite(changes.change)
-    changes.change[point] = (changes.median_b - changes.median_a)[point]
+    point = undecided & ~np.isfinite(changes.shifts["change"])
+    changes.shifts["change"][point] = (changes.median_b - changes.median_a)[point]
 
 
 def _estimate(
@@ -339,10 +350,10 @@ def _estimate(
     batches: Sequence[_Batch],
     options: Options,
     test: str,
-    testable: np.ndarray,
+    wanted: np.ndarray,
     pool: ThreadPoolExecutor,
 ) -> None:
-    """Fills change, low and high, and p for the t tests."""
+    """Fills change, low and high of the comparisons wanted, and p for the t tests."""
     import numpy as np
 
     changes = judged.changes
@@ -351,9 +362,7 @@ def _estimate(
 
     def one(batch: _Batch) -> None:
         # One restart against one has a difference and nothing else.
-        chosen = ~settled[batch.at]
-        if test != "mann-whitney":
-            chosen &= testable[batch.at]
+        chosen = ~settled[batch.at] & wanted[batch.at]
         at, a, b = batch.at[chosen], batch.a[chosen], batch.b[chosen]
         if not len(at):
             return
@@ -366,7 +375,8 @@ def _estimate(
             x, y, back = scale.there(a, b)
             changes.p[at], *estimate = stats.t_test(x, y, options.alpha, scale.priors)
             shift, low, high = (back(value) for value in estimate)
-        changes.change[at], changes.low[at], changes.high[at] = shift, low, high
+        for name, values in (("change", shift), ("low", low), ("high", high)):
+            changes.shifts[name][at] = values
 
     with np.errstate(invalid="ignore"):
         list(pool.map(one, batches))

@@ -293,3 +293,24 @@ def test_the_reference_set_against_itself_has_no_change() -> None:
 def test_one_set_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CompareError, match="name a second one"):
         compare_sets([write_set(tmp_path / "a", 1, 1)])
+
+
+def test_what_is_estimated_later_is_what_would_have_been_at_once(tmp_path):
+    """Where nothing changed the shift is left until somebody asks; the text does not, files do."""
+    import numpy as np
+
+    from analysis.compare import render
+    from analysis.compare.model import VERDICTS
+
+    sets = [write_set(tmp_path / name, 12, 8, noisy(seed, planted=planted)) for name, seed, planted in
+            (("a", 1, {}), ("b", 2, {3: 1.5}))]  # fmt: skip
+    compared = compare_sets(sets, Options(metrics=("throughput",), test="mann-whitney"))
+    changes = compared.changes
+    unchanged = changes.verdict == VERDICTS.index("no_change")
+    assert unchanged.any() and not unchanged.all()
+    render.page(compared)
+    assert changes.later is not None and not np.isfinite(changes.shifts["change"][unchanged]).any()
+    assert np.isfinite(changes.shifts["change"][~unchanged]).all()
+    records = compared.records()
+    assert changes.later is None and all(one["change"] is not None and one["low"] is not None for one in records)
+    assert len(render.page(compared, every=True).splitlines()) > len(render.page(compared).splitlines()) + 8
