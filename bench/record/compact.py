@@ -26,7 +26,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bench.errors import BenchError
-from bench.record.store import JOINED_PREFIX, StoreError, check_schema_version, finish_joining, list_of_parts
+from bench.record.store import (
+    JOINED_PREFIX,
+    StoreError,
+    check_schema_version,
+    finish_joining,
+    first_line,
+    list_of_parts,
+    write_synced,
+)
 
 BATCH = 250
 """Files read before they are put together."""
@@ -94,8 +102,7 @@ def _by_version(folder: Path, problems: list[str]) -> dict[int, list[Path]]:
         try:
             found.setdefault(check_schema_version(path), []).append(path)
         except (StoreError, pa.ArrowException, OSError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            problems.append(f"{path} stays as it is: {first}")
+            problems.append(f"{path} stays as it is: {first_line(error)}")
     return dict(sorted(found.items()))
 
 
@@ -108,10 +115,7 @@ def _join(folder: Path, version: int, files: Sequence[Path]) -> Joined:
         whole = _whole(files)
         partial = target.with_name(f".{target.name}.partial")
         try:
-            with open(partial, "wb") as out:
-                pq.write_table(whole, out, compression="zstd")
-                out.flush()
-                os.fsync(out.fileno())
+            write_synced(whole, partial)
             if not _same(pq.read_table(partial, partitioning=None), whole):
                 raise StoreError(f"{target}: what was written does not read back the same; nothing was deleted")
             # From here until the parts are gone rows are there twice. Whoever joins or measures next finishes it.
@@ -126,7 +130,7 @@ def _join(folder: Path, version: int, files: Sequence[Path]) -> Joined:
             partial.unlink(missing_ok=True)
         finish_joining(folder)
     except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise StoreError(f"{target}: cannot be written ({reason}); the files it would have joined are there") from error
     return Joined(folder.name, target, len(files), whole.num_rows, before, target.stat().st_size)
 
@@ -151,7 +155,7 @@ def _concat(tables: Sequence[pa.Table]) -> pa.Table:
     newest = tables[-1].schema
     if all(table.schema.equals(newest) for table in tables):
         # The meaning of a field is no part of what `equals` compares.
-        return pa.concat_tables([table.cast(newest) for table in tables]).cast(newest)
+        return pa.concat_tables([table.cast(newest) for table in tables])
     schema = pa.unify_schemas([newest, *(table.schema for table in tables)], promote_options="permissive")
     schema = schema.with_metadata(newest.metadata)
     tables = [pa.concat_tables([schema.empty_table(), table], promote_options="permissive") for table in tables]

@@ -85,7 +85,7 @@ class ResultSet:
                 row = pq.read_table(path, columns=[f for f in Recorded.__dataclass_fields__], partitioning=None)
                 rows += [Recorded(**values) for values in row.to_pylist()]
             except (pa.ArrowException, OSError, TypeError, ValueError) as error:
-                raise StoreError(f"{path}: not a readable engines file ({_first_line(error)}); "
+                raise StoreError(f"{path}: not a readable engines file ({first_line(error)}); "
                                  "move it out of the set to go on") from error  # fmt: skip
         # A run id ends in the time of the start: what was measured again comes last, whichever file it is in.
         return sorted(rows, key=lambda row: row.run_id)
@@ -98,7 +98,7 @@ class ResultSet:
             try:
                 found = pq.read_table(path, partitioning=None, filters=[("run_id", "=", run_id)]).to_pylist()
             except (pa.ArrowException, OSError) as error:
-                raise StoreError(f"{path}: not a readable engines file ({_first_line(error)}); "
+                raise StoreError(f"{path}: not a readable engines file ({first_line(error)}); "
                                  "move it out of the set to go on") from error  # fmt: skip
             if found:
                 row: dict[str, Any] = found[0]
@@ -115,7 +115,7 @@ class ResultSet:
                 check_schema_version(path)
                 rows += [blank | row for row in pq.read_table(path, partitioning=None).to_pylist()]
             except (pa.ArrowException, OSError) as error:
-                raise StoreError(f"{path}: not a readable {table} file ({_first_line(error)}); "
+                raise StoreError(f"{path}: not a readable {table} file ({first_line(error)}); "
                                  "move it out of the set to go on") from error  # fmt: skip
         return rows
 
@@ -130,10 +130,7 @@ class ResultSet:
             final.parent.mkdir(exist_ok=True)
             columns = {name: [row.get(name) for row in rows] for name in schema.names}
             data = pa.table(columns, schema=schema)
-            with open(partial, "wb") as out:
-                pq.write_table(data, out, compression="zstd")
-                out.flush()
-                os.fsync(out.fileno())
+            write_synced(data, partial)
             os.replace(partial, final)
         except OSError as error:
             partial.unlink(missing_ok=True)
@@ -156,7 +153,16 @@ def finish_joining(folder: Path) -> None:
             parts.unlink(missing_ok=True)
 
 
-def _first_line(error: Exception) -> str:
+def write_synced(data: pa.Table, path: Path) -> None:
+    """Writes a Parquet file and waits until the disk has it."""
+    with open(path, "wb") as out:
+        pq.write_table(data, out, compression="zstd")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the pages that libraries add."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
