@@ -7,7 +7,7 @@ import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ except ImportError:  # vLLM brings it; without it reading takes three times as l
 
 _EVENT_END = re.compile(rb"\n\n|\r\n\r\n|\r\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_BETWEEN = b"\n\ndata: "  # from one event of a single line to the next
 _COUNT_LIMIT = 1 << 31  # what an `array("i")` holds; no count of tokens comes near it
 
 
@@ -80,22 +81,32 @@ def parse_stream(pieces: Sequence[bytes], arrivals_ns: Sequence[int], *, ended: 
 
 if msgspec is not None:
 
-    class _Choice(msgspec.Struct):
+    class _Choice(msgspec.Struct, gc=False):
         finish_reason: str | None = None
 
-    class _Usage(msgspec.Struct):
-        prompt_tokens: int
-        completion_tokens: int
+    _Count = Annotated[int, msgspec.Meta(ge=0, lt=_COUNT_LIMIT)]
 
-    class _Chunk(msgspec.Struct):
-        choices: list[_Choice]
-        usage: _Usage | None = None
-        error: Any = None
+    class _Usage(msgspec.Struct, gc=False):
+        prompt_tokens: _Count
+        completion_tokens: _Count
+
+    class _Chunk(msgspec.Struct, gc=False):
+        """The usual event: what is not one choice and the running usage does not decode."""
+
+        choices: tuple[_Choice]
+        usage: _Usage
+        error: None = None
+
+    class _Closing(msgspec.Struct):
+        choices: tuple[()]
+        usage: _Usage
+        error: None = None
 
     _decode = msgspec.json.Decoder(_Chunk).decode
     _decode_all = msgspec.json.Decoder(list[_Chunk]).decode
+    _decode_closing = msgspec.json.Decoder(_Closing).decode
 else:
-    _decode = _decode_all = None
+    _decode = _decode_all = _decode_closing = None
 
 
 def _read_usual(pieces: Sequence[bytes], arrivals_ns: Sequence[int]) -> ParsedStream | None:
@@ -106,49 +117,52 @@ def _read_usual(pieces: Sequence[bytes], arrivals_ns: Sequence[int]) -> ParsedSt
     the cost of one by one; that no event holds two objects is seen by their number.
     """
     body = b"".join(pieces)
-    events = body.split(b"\n\n")
-    if _decode_all is None or events.pop() or len(events) < 2 or events[-1] != b"data: [DONE]" or b"\r" in body:
+    events = body.split(_BETWEEN)
+    if _decode_all is None or events[-1] != b"[DONE]\n\n" or not events[0].startswith(b"data: {") or b"\r" in body:
         return None
-    if body.count(b"\n") != 2 * len(events) or body.count(b"\n\ndata: {") != len(events) - 2:
+    del events[-1]
+    line_ends = np.count_nonzero(np.frombuffer(body, dtype=np.uint8) == ord("\n"))  # bytes.count is slow
+    if line_ends != 2 * len(events) + 2:
         return None  # an event of several lines, or not of data
-    if not body.startswith(b"data: {"):
-        return None
+    lengths = list(map(len, events))
+    events[0] = events[0][len(b"data: ") :]
+    closing = _closing_usage(events[-1])
+    if closing is not None:
+        del events[-1]
     try:
-        chunks = _decode_all(b"[" + b",".join([event[6:] for event in events[:-1]]) + b"]")
+        chunks = _decode_all(b"[%b]" % b",".join(events))
     except (msgspec.MsgspecError, RecursionError):
         return None
-    if len(chunks) != len(events) - 1:
+    if not chunks or len(chunks) != len(events):
         return None
-    closing = chunks.pop() if not chunks[-1].choices else None
-    if closing is not None and (closing.usage is None or closing.error is not None):
-        return None
-    parsed = ParsedStream(complete=True)
-    counts, prompts = [], []
-    for chunk in chunks:
-        if chunk.usage is None or len(chunk.choices) != 1 or chunk.error is not None:
-            return None
-        counts.append(chunk.usage.completion_tokens)
-        prompts.append(chunk.usage.prompt_tokens)
-        if chunk.choices[0].finish_reason is not None:
-            parsed.finish_reason = chunk.choices[0].finish_reason
-    if closing is not None:
-        prompts.append(closing.usage.prompt_tokens)
-    if not counts or closing is not None and closing.usage.completion_tokens != counts[-1]:
-        return None
-    if min(prompts) < 0 or max(prompts) >= _COUNT_LIMIT or max(counts) >= _COUNT_LIMIT:
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    if closing is not None and closing.completion_tokens != counts[-1]:
         return None
     tokens = np.diff(np.array(counts, dtype=np.int64), prepend=0)
     if tokens.min() <= 0:
         return None
     # Each event has the time of the piece that holds the last byte of its blank line; those of one time are one chunk.
-    ends = np.cumsum([len(event) + 2 for event in events[: len(counts)]])
-    piece = np.searchsorted(np.cumsum([len(one) for one in pieces]), ends)
+    ends = np.cumsum(lengths[: len(counts)]) + np.arange(len(counts)) * len(_BETWEEN) + 2
+    piece = np.searchsorted(np.cumsum(list(map(len, pieces))), ends)
     at_ns = np.asarray(arrivals_ns, dtype=np.int64)[piece]
     first = np.flatnonzero(np.diff(at_ns, prepend=at_ns[0] - 1))
-    parsed.chunk_ns = array("q", at_ns[first].tobytes())
-    parsed.chunk_tokens = array("i", np.add.reduceat(tokens, first).astype(np.intc).tobytes())
-    parsed.output_tokens, parsed.prompt_tokens = counts[-1], prompts[-1]
-    return parsed
+    reasons = (chunk.choices[0].finish_reason for chunk in reversed(chunks))
+    return ParsedStream(
+        chunk_ns=array("q", at_ns[first].tobytes()),
+        chunk_tokens=array("i", np.add.reduceat(tokens, first).astype(np.intc).tobytes()),
+        output_tokens=counts[-1],
+        prompt_tokens=(closing or chunks[-1].usage).prompt_tokens,
+        finish_reason=next((reason for reason in reasons if reason is not None), None),
+        complete=True,
+    )
+
+
+def _closing_usage(event: bytes) -> _Usage | None:
+    """The counts of the event without a choice that ends a stream; None if this is another."""
+    try:
+        return _decode_closing(event).usage
+    except (msgspec.MsgspecError, RecursionError):
+        return None
 
 
 class _TokenCounter:
@@ -169,10 +183,8 @@ class _TokenCounter:
         except (msgspec.MsgspecError, RecursionError):
             return False
         usage, parsed = chunk.usage, self._parsed
-        if usage is None or len(chunk.choices) != 1 or chunk.error is not None:
-            return False
         tokens = usage.completion_tokens - parsed.output_tokens
-        if tokens <= 0 or not 0 <= usage.prompt_tokens < _COUNT_LIMIT > usage.completion_tokens:
+        if tokens <= 0:
             return False
         self.events += 1
         parsed.prompt_tokens = usage.prompt_tokens
