@@ -19,7 +19,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 _SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the module `socket` does not name it before Python 3.14
@@ -138,52 +138,61 @@ class Receiver:
 
     def drain(self, fd: int) -> None:
         """Read now what has come for one socket, as before it is closed by its owner."""
-        while (watched := self._readers.get(fd)) is not None:
-            if not self._read_one(fd, watched, self._offset(), time.perf_counter_ns()):
-                return
+        while self._take(((fd, 0),), time.perf_counter_ns()):
+            pass
 
     def _read(self) -> None:
         """One reading of every socket that has something."""
-        events = self._epoll.poll(0, AT_ONCE)
-        offset_ns, now_ns = self._offset(), time.perf_counter_ns()
-        for fd, _ in events:
-            watched = self._readers.get(fd)
-            if watched is not None:  # not ended by what an earlier one brought
-                self._read_one(fd, watched, offset_ns, now_ns)
+        events, now_ns = self._epoll.poll(0, AT_ONCE), time.perf_counter_ns()
+        self._take(events, now_ns)
         self._count(len(events), now_ns)
 
-    def _read_one(self, fd: int, watched: _Watched, offset_ns: int | None, now_ns: int) -> bool:
-        """Whether there were bytes. ``now_ns``: before they were asked for."""
-        receive, reader, _ = watched
-        try:
-            data, ancillary, _, _ = receive(BUFFER_BYTES, _ANCILLARY)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            self.forget(fd)
-            reader.ended(error)
-            return False
-        if not data:
-            self.forget(fd)
-            reader.ended(None)
-            return False
-        if ancillary and offset_ns is not None:
-            self.stamped += 1
-            seconds, rest_ns = _unpack(ancillary[0][2])
-            at_ns = seconds * 1_000_000_000 + rest_ns + offset_ns
-            if at_ns > now_ns:  # it came while this turn was under way, or the clocks were read apart
-                at_ns = min(at_ns, time.perf_counter_ns())
-        else:
-            self.unstamped += 1
-            at_ns = time.perf_counter_ns()
-        try:
-            reader.arrived(data, at_ns)
-        except Exception as error:  # a defect of one reader must not stop the others
-            self._loop.call_exception_handler({"message": "A reader of a load failed", "exception": error})
-            self.forget(fd)
-            reader.ended(error)
-            return False
-        return True
+    def _take(self, events: Iterable[tuple[int, int]], now_ns: int) -> int:
+        """Read each of these sockets once; returns how many had bytes. ``now_ns``: before any of them was asked.
+
+        This is what a token costs besides the kernel's part, hence one function, and local names.
+        """
+        offset_ns, find = self._offset(), self._readers.get
+        taken = stamped = 0
+        second, began_ns = -1, 0  # of the stamps, and on our clock; almost all of a turn are of one
+        for fd, _ in events:
+            watched = find(fd)
+            if watched is None:  # ended by what an earlier one brought
+                continue
+            receive, reader, _ = watched
+            try:
+                data, ancillary, _, _ = receive(BUFFER_BYTES, _ANCILLARY)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._end(fd, reader, error)
+                continue
+            if not data:
+                self._end(fd, reader, None)
+                continue
+            taken += 1
+            if ancillary and offset_ns is not None:
+                stamped += 1
+                seconds, rest_ns = _unpack(ancillary[0][2])
+                if seconds != second:
+                    second, began_ns = seconds, seconds * 1_000_000_000 + offset_ns
+                at_ns = began_ns + rest_ns
+                if at_ns > now_ns:  # it came while this turn was under way, or the clocks were read apart
+                    at_ns = min(at_ns, time.perf_counter_ns())
+            else:
+                at_ns = time.perf_counter_ns()
+            try:
+                reader.arrived(data, at_ns)
+            except Exception as error:  # a defect of one reader must not stop the others
+                self._loop.call_exception_handler({"message": "A reader of a load failed", "exception": error})
+                self._end(fd, reader, error)
+        self.stamped += stamped
+        self.unstamped += taken - stamped
+        return taken
+
+    def _end(self, fd: int, reader: Reader, error: Exception | None) -> None:
+        self.forget(fd)
+        reader.ended(error)
 
     def _offset(self) -> int | None:
         """From the clock of the stamps to ours; None where the stamps' was set since the last time.
