@@ -11,6 +11,7 @@ from bench.load.http import Channel, Exchange
 from bench.load.spec import LoadSpec
 
 POLL_INTERVAL_S = 0.25  # for abort and progress
+SWEEP_INTERVAL_S = 1.0  # for deadlines at most: it looks at every connection
 LATE_S = 0.05
 HUNG_ROUNDS, HUNG_LEAST = 2, 4  # so many unanswered requests in a row, for each in flight, call the run off
 
@@ -88,7 +89,8 @@ class Watchdog:
         self._spec, self._channels = spec, channels
         self._on_progress, self._should_abort = on_progress, should_abort
         shortest_s = min(spec.timeout_s, spec.stall_timeout_s)
-        self._tick_s = min(POLL_INTERVAL_S, max(0.01, shortest_s / 20))
+        self._sweep_s = min(SWEEP_INTERVAL_S, max(0.01, shortest_s / 20))
+        self._tick_s = min(POLL_INTERVAL_S, self._sweep_s)
 
     def ask_abort(self) -> str:
         """The caller's reason to stop, or an empty string."""
@@ -102,6 +104,7 @@ class Watchdog:
     async def run(self, tally: Tally) -> None:
         """Watch until cancelled. Raises what the caller's functions raise."""
         next_poll_s = time.perf_counter() + POLL_INTERVAL_S
+        next_sweep_s = time.perf_counter() + self._sweep_s
         skipped = False
         while True:
             slept_from_s = time.perf_counter()
@@ -109,7 +112,8 @@ class Watchdog:
             late_s = time.perf_counter() - slept_from_s - self._tick_s
             # After a stall of this process bytes may lie unread: let the loop take them in before judging.
             skipped = late_s > LATE_S and not skipped
-            if not skipped:
+            if not skipped and (tally.abort_reason or time.perf_counter() >= next_sweep_s - self._tick_s / 2):
+                next_sweep_s = time.perf_counter() + self._sweep_s
                 self._sweep(tally.abort_reason)
             # A loop's timers are rounded: a tick a little early must not put the poll off by a whole one.
             if time.perf_counter() >= next_poll_s - self._tick_s / 2:
