@@ -1,6 +1,6 @@
 """What does a streamed token cost the load client, and up to which rate are its times right? Ours beside its peers.
 
-    python -m tests.benchmarks.bench_client [--clients ours,vllm,guidellm,aiperf] [--streams 1000] [--repeats 3]
+    python -m tests.benchmarks.bench_client [--clients ours,vllm,guidellm,aiperf,bare] [--streams 1000] [--repeats 3]
                                             [--rates 5000,10000,20000,40000] [--cache FOLDER] [--json FILE]
 
 All of them drive the same simulated server, whose CPU is not counted, in turn and not one after the other. CPU is user
@@ -8,6 +8,8 @@ and system time of all the client's processes, from the kernel. The cost of a to
 long run of as many requests, so that imports, connections and prompts drop out of it while reading and statistics stay
 in. A rate is sustained if every token arrived and the p99 ITL that the client reports is within 3 ms of the server's
 own, taken over tokens where the client reports on tokens, and over the means of requests where it reports on those.
+
+``bare`` is none of them: it takes the bytes from the kernel and drops them, and its cost is the floor on this machine.
 
 Not a test: it takes long, and its figures belong to the machine it runs on. guidellm and aiperf are installed into
 virtual environments under --cache the first time (gigabytes); one that cannot be is named and left out.
@@ -39,6 +41,7 @@ SHORT_TOKENS, LONG_TOKENS = 20, 100
 RATE_SECONDS = 4.0
 ITL_LIMIT_S = 0.003
 TARGET_US, TARGET_RATIO = 10.0, 3.0
+FLOOR = "bare"  # reports nothing, so it sustains no rate and is nobody's peer
 # Adopts what the client leaves behind, so that the kernel's account at the end is of all its processes.
 WATCH = """
 import ctypes, json, os, resource, subprocess, sys
@@ -185,9 +188,12 @@ def table(names: list[str], costs: dict[str, list[float]], rates: dict[str, tupl
         ratio = f"{middle[name] / own:.1f}" if own and name in middle else "-"
         rate, why = rates.get(name, (None, "not tried"))
         lines.append(f"{name:<10}{cost:>13}{spread:>18}{ratio:>8}{f'{rate:,.0f}' if rate else '-':>20}  {why}")
-    peers = {name: value for name, value in middle.items() if name != "ours"}
+    peers = {name: value for name, value in middle.items() if name not in ("ours", FLOOR)}
     if own is not None:
         lines.append(f"ours: {own:.1f} us per token (target: at most {TARGET_US:g}): {verdict(own <= TARGET_US)}")
+    if own is not None and FLOOR in middle:
+        floor = middle[FLOOR]
+        lines.append(f"taking bytes from the kernel and dropping them: {floor:.1f} us; ours adds {own - floor:.1f}")
     if own and peers:
         best = min(peers, key=peers.__getitem__)
         times = peers[best] / own
@@ -242,7 +248,7 @@ def main() -> int:
         rates = {}
         if options.rates:
             print(f"highest sustained rate: {options.streams} streams", flush=True)
-            rates = {name: find_rate(name, options, cache) for name in names}
+            rates = {name: find_rate(name, options, cache) for name in names if name != FLOOR}
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
     print(f"\n{machine}")
     print("\n".join(table(names, costs, rates)))

@@ -64,6 +64,13 @@ class Vllm(Ours):
     script = "vllm"
 
 
+class Bare(Ours):
+    """No client: takes the bytes from the kernel, token by token, and drops them. No Python client can cost less."""
+
+    name = "bare"
+    script = "bare"
+
+
 class Guidellm:
     """guidellm, with as many worker processes as it is told: one for each core."""
 
@@ -119,7 +126,7 @@ class Aiperf:
         return Said(int(report["request_count"]["avg"]), report["inter_token_latency"]["p99"] / 1e3, False)
 
 
-CLIENTS: dict[str, Ours | Guidellm | Aiperf] = {c.name: c for c in (Ours(), Vllm(), Guidellm(), Aiperf())}
+CLIENTS: dict[str, Ours | Guidellm | Aiperf] = {c.name: c for c in (Ours(), Vllm(), Guidellm(), Aiperf(), Bare())}
 
 
 def install(cache: Path, name: str, package: str) -> str:

@@ -1,4 +1,4 @@
-"""One run of a client that has no program of its own: ``client_run ours|vllm URL STREAMS TOKENS REPORT``."""
+"""One run of a client that has no program of its own: ``client_run ours|vllm|bare URL STREAMS TOKENS REPORT``."""
 
 from __future__ import annotations
 
@@ -55,6 +55,34 @@ def vllm(base_url: str, streams: int, tokens: int) -> dict[str, object]:
     return {"requests": len(outputs), "itl_p99_s": p99_s, "per_token": True}
 
 
+def bare(base_url: str, streams: int, tokens: int) -> dict[str, object]:
+    """Take the bytes from the kernel and drop them: no framing, no JSON, no time, no statistics."""
+    import select
+    import socket
+
+    from bench.load.pool import allow_connections
+    from bench.load.prompts import prompt_token_ids
+    from bench.load.wire import Target, completion_body
+
+    allow_connections(streams)
+    target = Target.parse(base_url)
+    with select.epoll() as ready:
+        open_sockets = {}
+        for index in range(streams):
+            connection = socket.create_connection((target.host, target.port))
+            body = completion_body("sim", prompt_token_ids(0, index, PROMPT_TOKENS, VOCAB_SIZE), tokens)
+            connection.sendall(target.post_json("/v1/completions", body))
+            ready.register(connection, select.EPOLLIN)
+            open_sockets[connection.fileno()] = connection
+        while open_sockets:
+            for fd, _ in ready.poll():
+                data = open_sockets[fd].recv(1 << 16)
+                if not data or data.endswith(b"\r\n0\r\n\r\n"):
+                    open_sockets.pop(fd).close()
+    return {"requests": streams, "itl_p99_s": None, "per_token": True}
+
+
 if __name__ == "__main__":
     name, url, streams, tokens, report = sys.argv[1:]
-    Path(report).write_text(json.dumps({"ours": ours, "vllm": vllm}[name](url, int(streams), int(tokens))))
+    run = {"ours": ours, "vllm": vllm, "bare": bare}[name]
+    Path(report).write_text(json.dumps(run(url, int(streams), int(tokens))))
