@@ -17,6 +17,7 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
+from bench.composer import Composer
 from bench.errors import BadRequest
 from bench.request import Request, load_request
 from bench.runner import Runner
@@ -45,7 +46,8 @@ class GridSweeper:
     def sweep(self, arguments: list[str]) -> Any:
         """Plan, announce, launch. `arguments` are the command line's overrides of the task configuration."""
         grid = self.expand(arguments)
-        requests = [load_request(self._compose(overrides)) for overrides in grid]
+        composer = Composer(self._context.config_loader, self._config)
+        requests = [load_request(_without_hydra(composer.compose(overrides))) for overrides in grid]
         planned = interleave(grid, requests)
         if not planned:
             raise BadRequest("the grid is empty: no point is left of it")
@@ -79,12 +81,6 @@ class GridSweeper:
         points = [[f"{k}={_text(v)}" for k, v in point.items() if k not in said] for point in self._points]
         return [[*point, *words] for words in product for point in points]
 
-    def _compose(self, overrides: list[str]) -> DictConfig:
-        composed = self._context.config_loader.load_sweep_config(self._config, overrides)
-        with read_write(composed), open_dict(composed):
-            del composed["hydra"]
-        return composed
-
 
 def interleave(grid: list[list[str]], requests: list[Request]) -> list[tuple[list[str], Request]]:
     """Repeat the whole grid instead of each point, so that slow drift of the machine spreads over all points.
@@ -102,6 +98,12 @@ def interleave(grid: list[list[str]], requests: list[Request]) -> list[tuple[lis
                 seen.add(restart.key)
                 planned.append(([*overrides, f"repeat={repeat}"], restart))
     return planned
+
+
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    with read_write(composed), open_dict(composed):
+        del composed["hydra"]
+    return composed
 
 
 def _values(override: Override) -> list[str]:
