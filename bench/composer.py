@@ -15,7 +15,7 @@ from functools import cache
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 
@@ -29,7 +29,7 @@ class Composer:
         self._is_group = cache(lambda key: bool(loader.get_group_options(key)))
 
     def compose(self, words: Sequence[str]) -> DictConfig:
-        """The configuration that Hydra composes with these overrides. Raises what Hydra raises."""
+        """The configuration that Hydra composes with these overrides, without its own node. Raises what Hydra raises."""
         groups, values = [], []
         for override in map(self._parse, words):
             if not _is_plain(override):
@@ -44,7 +44,10 @@ class Composer:
         return config
 
     def _by_hydra(self, words: tuple[str, ...]) -> DictConfig:
-        return self._loader.load_sweep_config(self._master, list(words))
+        composed = self._loader.load_sweep_config(self._master, list(words))
+        with read_write(composed), open_dict(composed):
+            del composed["hydra"]  # the larger part of what would be copied
+        return composed
 
 
 def _is_plain(override: Override) -> bool:

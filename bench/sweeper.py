@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig
 
 from bench.composer import Composer
 from bench.errors import BadRequest
@@ -47,7 +47,7 @@ class GridSweeper:
         """Plan, announce, launch. `arguments` are the command line's overrides of the task configuration."""
         grid = self.expand(arguments)
         composer = Composer(self._context.config_loader, self._config)
-        requests = [load_request(_without_hydra(composer.compose(overrides))) for overrides in grid]
+        requests = [load_request(composer.compose(overrides)) for overrides in grid]
         planned = interleave(grid, requests)
         if not planned:
             raise BadRequest("the grid is empty: no point is left of it")
@@ -98,12 +98,6 @@ def interleave(grid: list[list[str]], requests: list[Request]) -> list[tuple[lis
                 seen.add(restart.key)
                 planned.append(([*overrides, f"repeat={repeat}"], restart))
     return planned
-
-
-def _without_hydra(composed: DictConfig) -> DictConfig:
-    with read_write(composed), open_dict(composed):
-        del composed["hydra"]
-    return composed
 
 
 def _values(override: Override) -> list[str]:
