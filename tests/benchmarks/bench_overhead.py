@@ -1,6 +1,6 @@
 """What telemetry and the client cost the engine: throughput with them and without, paired on one engine.
 
-    python -m tests.benchmarks.bench_overhead [--blocks 16] [--limit 0.01] [--json FILE] [WORD ...]
+    python -m tests.benchmarks.bench_overhead [--blocks 40] [--limit 0.01] [--json FILE] [WORD ...]
 
 Not a test: it takes minutes, and its figures belong to the machine. One engine is started, and four arms put the same
 prompts on it at the same concurrency, in a closed loop:
@@ -59,7 +59,9 @@ CONTRASTS = {
 }
 FEWEST_BLOCKS = 4
 JUDGED = ("telemetry", "client")
-FULL = Load(concurrency=8, requests=40, input_tokens=128, output_tokens=64, warmup=0)
+# Two answers a slot. On shared cores runs of 2 s and of 10 s scatter alike (8 % on two), so many short ones tell
+# more in the same time; with one answer a slot, no request would follow another.
+FULL = Load(concurrency=8, requests=16, input_tokens=128, output_tokens=64, warmup=0)
 QUICK = Load(concurrency=4, requests=8, input_tokens=64, output_tokens=8, warmup=0)
 
 
@@ -147,7 +149,7 @@ def summary(blocks: list[dict[str, list[float]]], limit: float) -> tuple[dict[st
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=16, help="blocks of eight runs (default 16)")
+    parser.add_argument("--blocks", type=int, default=40, help="blocks of eight runs (default 40)")
     parser.add_argument("--limit", type=float, default=0.01, help="largest change of throughput (default 0.01)")
     parser.add_argument("--concurrency", type=int, help=f"requests in flight (default {FULL.concurrency})")
     parser.add_argument("--requests", type=int, help=f"requests a run (default {FULL.requests})")
