@@ -24,12 +24,13 @@ class Composer:
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         self._loader, self._master = loader, master
-        self._parse = cache(OverridesParser.create(config_loader=loader).parse_override)
+        parser = OverridesParser.create(config_loader=loader)
+        self._parse = cache(lambda word: parser.parse_overrides([word])[0])  # one alone has no sentence for a bad word
         self._of_groups = cache(self._by_hydra)
         self._is_group = cache(lambda key: bool(loader.get_group_options(key)))
 
     def compose(self, words: Sequence[str]) -> DictConfig:
-        """The configuration that Hydra composes with these overrides, without its own node. Raises what Hydra raises."""
+        """What Hydra composes with these overrides, without its own node. Raises what Hydra raises."""
         groups, values = [], []
         for override in map(self._parse, words):
             if not _is_plain(override):

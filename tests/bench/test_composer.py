@@ -60,8 +60,10 @@ def test_a_point_is_what_hydra_composes(sweep, words):
 
 
 @pytest.mark.parametrize(
-    "word", ["engine.max_num_sequences=4", "model=nothing", "engine.max_num_seqs=many", "engine.x.y=1"]
-)
+    "word",
+    ["engine.max_num_sequences=4", "model=nothing", "engine.max_num_seqs=many", "engine.x.y=1", "engine.env={'A': 'b'}",
+     "set=a (b)"],
+)  # fmt: skip
 def test_a_mistake_is_put_in_hydras_words(sweep, word):
     composer, by_hydra = sweep
     with pytest.raises(HydraException) as expected:
