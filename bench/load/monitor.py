@@ -11,7 +11,7 @@ from bench.load.http import Channel, Exchange
 from bench.load.spec import LoadSpec
 
 POLL_INTERVAL_S = 0.25  # for abort and progress
-SWEEP_INTERVAL_S = 1.0  # for deadlines at most: it looks at every connection
+SWEEP_INTERVAL_S = 1.0  # for deadlines of 20 s and more, which are noticed so much late: it looks at every connection
 LATE_S = 0.05
 HUNG_ROUNDS, HUNG_LEAST = 2, 4  # so many unanswered requests in a row, for each in flight, call the run off
 

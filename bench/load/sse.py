@@ -114,7 +114,8 @@ def _read_usual(pieces: Sequence[bytes], arrivals_ns: Sequence[int]) -> ParsedSt
 
     Usual is: one line an event, each with one choice and more tokens than the one before by its running usage, then
     the closing usage, if any, and ``[DONE]``. All its events are decoded in one call, as one JSON array, at a fifth of
-    the cost of one by one; that no event holds two objects is seen by their number.
+    the cost of one by one. An event of two objects shows in their number, unless another is the half of one: what no
+    server sends, and is read as the usage says.
     """
     body = b"".join(pieces)
     events = body.split(_BETWEEN)

@@ -65,7 +65,7 @@ class Vllm(Ours):
 
 
 class Bare(Ours):
-    """No client: takes the bytes from the kernel, token by token, and drops them. No Python client can cost less."""
+    """No client: takes the bytes from the kernel, one read for each token, and drops them. What else costs is more."""
 
     name = "bare"
     script = "bare"

@@ -56,12 +56,17 @@ def vllm(base_url: str, streams: int, tokens: int) -> dict[str, object]:
 
 
 def bare(base_url: str, streams: int, tokens: int) -> dict[str, object]:
-    """Take the bytes from the kernel and drop them: no framing, no JSON, no time, no statistics."""
+    """Take the bytes from the kernel and drop them: no framing, no JSON, no time, no statistics.
+
+    It looks once a millisecond, as our client does when it is busy, instead of waking up for every token.
+    """
     import select
     import socket
+    import time
 
     from bench.load.pool import allow_connections
     from bench.load.prompts import prompt_token_ids
+    from bench.load.receive import HOLD_S
     from bench.load.wire import Target, completion_body
 
     allow_connections(streams)
@@ -75,6 +80,7 @@ def bare(base_url: str, streams: int, tokens: int) -> dict[str, object]:
             ready.register(connection, select.EPOLLIN)
             open_sockets[connection.fileno()] = connection
         while open_sockets:
+            time.sleep(HOLD_S)
             for fd, _ in ready.poll():
                 data = open_sockets[fd].recv(1 << 16)
                 if not data or data.endswith(b"\r\n0\r\n\r\n"):
