@@ -1,5 +1,6 @@
 """The arithmetic behind the benchmarks against other tools, and what makes their runs comparable."""
 
+import argparse
 import json
 import math
 import socket
@@ -15,30 +16,10 @@ from bench.load.spec import LoadSpec
 from bench.telemetry.procfs import read_stat
 from tests.benchmarks import bench_agreement, bench_overhead, bench_sweep, engines, lean, peer, tools
 from tests.benchmarks.load import Load, Measured, prompts
-from tests.benchmarks.paired import Change, alternating, geometric_mean
+from tests.benchmarks.paired import Change
 from tests.benchmarks.report import write_json
 
 LOAD = Load(concurrency=2, requests=6, input_tokens=20, output_tokens=4, warmup=0)
-
-
-@pytest.mark.parametrize("block", range(5))
-def test_every_arm_of_a_block_has_the_same_mean_position(block):
-    order = alternating(("a", "b", "c", "d"), block)
-    assert sorted(order) == list("aabbccdd")
-    for arm in "abcd":
-        assert sum(position for position, name in enumerate(order) if name == arm) == len(order) - 1
-
-
-def test_blocks_turn_about():
-    assert [alternating(("a", "b", "c"), block)[0] for block in range(4)] == ["a", "b", "c", "a"]
-
-
-def test_linear_drift_cancels_within_a_block():
-    speed = {"fast": 102.0, "slow": 100.0}
-    runs: dict[str, list[float]] = {"fast": [], "slow": []}
-    for position, arm in enumerate(alternating(("fast", "slow"), 1)):
-        runs[arm].append(speed[arm] * math.exp(-0.05 * position))
-    assert geometric_mean(runs["fast"]) / geometric_mean(runs["slow"]) == pytest.approx(1.02)
 
 
 def test_change_is_of_pairs_and_not_of_pools():
@@ -111,7 +92,7 @@ def test_the_peer_gets_the_prompts_our_client_sends(tmp_path):
     sent = [json.loads(plan.wire(request).split(b"\r\n\r\n", 1)[1]) for request in plan.requests()]
     file = peer.write_prompts(tmp_path / "prompts.jsonl", prompts(LOAD, 3, 4096))
     assert [json.loads(line)["prompt"] for line in file.read_text().splitlines()] == [body["prompt"] for body in sent]
-    wires = lean.requests_for(LOAD, "m", 1, prompts(LOAD, 3, 4096), streaming=True)
+    wires = lean.requests_for(LOAD, "m", 1, prompts(LOAD, 3, 4096))
     assert [json.loads(wire.split(b"\r\n\r\n", 1)[1]) for wire in wires] == sent
 
 
@@ -160,14 +141,21 @@ def test_sweep_ratios_are_of_the_same_round(capsys):
     assert "one start / peer lean: 0.250 of its wall time" in capsys.readouterr().out
 
 
-def test_overhead_judges_telemetry_and_client_alone(capsys):
-    blocks = [{"telemetry": [100.0 + k, 100.0], "client": [100.1, 100.0 + k], "streaming": [100.2 + k, 100.0],
-               "plain": [150.0, 150.0 + k]} for k in (0.0, 0.1, 0.05)]  # fmt: skip
-    figures, shown = bench_overhead.summary(blocks, 0.01)
-    assert shown and figures["streaming"]["verdict"] == "refuted"
-    assert "not judged" in capsys.readouterr().out
-    slow = [block | {"client": [90.0, 90.0]} for block in blocks]
-    assert not bench_overhead.summary(slow, 0.01)[1]
+def test_overhead_is_judged_for_telemetry_and_client_alike(capsys):
+    groups = [(100.0 + k, 100.0) for k in (0.0, 0.1, 0.05)]
+    found = {"telemetry": groups, "client": groups}
+    figures, shown = bench_overhead.summary(found, 0.01)
+    assert shown and figures["client"]["verdict"] == figures["telemetry"]["verdict"] == "shown"
+    assert capsys.readouterr().out.count("shown") == 2
+    for question in found:
+        assert not bench_overhead.summary(found | {question: [(90.0 + k, 100.0) for k in range(3)]}, 0.01)[1]
+
+
+def test_overhead_puts_one_answer_as_long_as_the_engine_takes_on_every_slot():
+    request = engines.compose(engines.words_for("cpu", ["engine.max_model_len=512"]))
+    options = argparse.Namespace(concurrency=12, quick=False)
+    load = bench_overhead.the_load(request, options)
+    assert (load.concurrency, load.requests, load.input_tokens + load.output_tokens) == (12, 12, 512)
 
 
 def _answer(connection: socket.socket, pieces: list[bytes], requests: int) -> None:
@@ -187,16 +175,15 @@ def _answer(connection: socket.socket, pieces: list[bytes], requests: int) -> No
 
 
 STREAM = [b"HTTP/1.1 200 OK\r\nTransfer-Enc", b"oding: chunked\r\n\r\n6\r\nda", b"ta: x\r\n", b"0\r\n", b"\r\n"]
-WHOLE = [b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234", b"567", b"89"]
 
 
-@pytest.mark.parametrize("pieces", [STREAM, [b"".join(STREAM)], WHOLE, [b"".join(WHOLE)]])
+@pytest.mark.parametrize("pieces", [STREAM, [b"".join(STREAM)]])
 def test_the_lean_client_finds_the_end_of_an_answer_however_it_is_cut(pieces):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         thread = threading.Thread(target=lambda: _answer(server.accept()[0], pieces, 3), daemon=True)
         thread.start()
-        wires = lean.requests_for(LOAD, "m", port, [[1, 2], [3], [4]], streaming=True)
+        wires = lean.requests_for(LOAD, "m", port, [[1, 2], [3], [4]])
         assert lean.run(port, wires, 1) > 0
         thread.join(5)
         assert not thread.is_alive(), "all three requests were answered"
@@ -209,7 +196,7 @@ def test_the_lean_client_refuses_an_error_and_a_cut_answer():
             port = server.getsockname()[1]
             threading.Thread(target=lambda s=server, p=pieces: _answer(s.accept()[0], p, 1), daemon=True).start()
             with pytest.raises(BenchError, match=said):
-                lean.run(port, lean.requests_for(LOAD, "m", port, [[1]], streaming=False), 1)
+                lean.run(port, lean.requests_for(LOAD, "m", port, [[1]]), 1)
 
 
 LEAVER = """
@@ -248,7 +235,7 @@ def test_words_that_change_what_is_compared_are_refused(word):
     [(bench_sweep, ["--rounds", "0"], "--rounds 0: at least 1"),
      (bench_agreement, ["--limit", "0"], "--limit 0.0: a share greater than 0"),
      (bench_overhead, ["--limit", "1.5"], "--limit 1.5: a share between 0 and 1"),
-     (bench_overhead, ["--blocks", "-1"], "--blocks -1: at least 1")],
+     (bench_overhead, ["--loads", "-1"], "--loads -1: at least 1")],
 )  # fmt: skip
 def test_bad_options_are_one_sentence(module, argv, said, monkeypatch):
     monkeypatch.setattr("sys.argv", ["bench", *argv])

@@ -1,40 +1,37 @@
-"""What telemetry and the client cost the engine: throughput with them and without, paired on one engine.
+"""What telemetry and the client cost the engine: throughput with them and without, switched within one load.
 
-    python -m tests.benchmarks.bench_overhead [--blocks 40] [--limit 0.01] [--json FILE] [WORD ...]
+    python -m tests.benchmarks.bench_overhead [--loads 16] [--limit 0.01] [--json FILE] [WORD ...]
 
-Not a test: it takes minutes, and its figures belong to the machine. One engine is started, and four arms put the same
-prompts on it at the same concurrency, in a closed loop:
+Not a test: it takes minutes, and its figures belong to the machine. One engine is started, and loads of long answers
+are put on it, all slots at once, in turn for the two questions:
 
-    telemetry   our client, and the sampler watches the engine's processes at its default rates
-    client      our client alone, its readings of the engine's /metrics included
-    streaming   the leanest reader of the same streams: one thread, nothing stamped, parsed, counted or kept
-    plain       the same without streaming: each answer comes whole, once
+    telemetry   the leanest reader takes the answers; the sampler, which watches the engine's processes at its default
+                rates, is stopped and continued
+    client      our client takes them, its readings of the engine's gauges included; while it is off the leanest reader
+                empties the same sockets: nothing is stamped, unframed, counted or kept
 
-A client cannot be switched off, because something must send the requests. So its cost is taken against a reader that
-does nothing but find the end of an answer; streaming itself, which no client that measures TTFT can do without, is
-shown apart. Throughput is the engine's: the output tokens that its own counters gained, from first sending to last
-byte.
-
-A block holds every arm twice, there and back, so that linear drift cancels; each block begins one arm later and has
-prompts of its own. An arm's value in a block is the geometric mean of its two runs. The change between two arms is the
-mean log ratio over blocks, with a 95 % interval (Student's t). It is `shown` to be within the limit where the whole
-interval is, `refuted` where the whole interval is beyond it, else `undecided`; then the number of blocks that would
-decide is given, if change and spread stay as they are. On a machine with few cores the client shares them with the
-engine: that is part of what is measured.
+A client cannot be switched off, because something must take the tokens: so it is compared with a reader that only does
+that. What is switched changes every quarter of a second (tests/benchmarks/toggled.py says why). Throughput is tokens
+over time between the switchings. The change is the mean log ratio over groups of four such windows, two with and two
+without, with a 95 % interval (Student's t). It is `shown` to be within the limit where the whole interval is, `refuted`
+where the whole interval is beyond it, else `undecided`; then the number of groups that would decide is given, if change
+and spread stay as they are. On a machine with few cores the client shares them with the engine: that is part of what
+is measured.
 
 WORDs are Hydra overrides of the engine and of telemetry, as in `telemetry.hz=50`.
 
-Exit code: 0 where both telemetry and client are shown to be within --limit, 1 where not or where a run failed, 2 for a
-bad request.
+Exit code: 0 where both are shown to be within --limit, 1 where not or where a run failed, 2 for a bad request.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
+import os
+import signal
 import sys
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,148 +41,174 @@ if __package__ in (None, ""):  # run as a file
 from bench import environment
 from bench.errors import BadRequest, BenchError
 from bench.request import Request
+from bench.telemetry.procfs import cpu_s
 from bench.telemetry.sampler import Sampler
 from tests.benchmarks import engines, lean
 from tests.benchmarks.load import Load, drive, prompts
-from tests.benchmarks.paired import Change, alternating, geometric_mean
+from tests.benchmarks.paired import Change
 from tests.benchmarks.report import QUICK_NOTE, add_common_arguments, checked, opening, write_json
+from tests.benchmarks.toggled import GROUP, Windows, our_reader_switched
 
-ARMS = ("telemetry", "client", "streaming", "plain")
-CONTRASTS = {
-    "telemetry": ("telemetry", "client", "sampler on against off, our client"),
-    "client": ("client", "streaming", "our client against the leanest streaming one"),
-    "streaming": ("streaming", "plain", "streaming against whole answers, leanest client"),
-    "all": ("telemetry", "plain", "sampler, our client and streaming together"),
+WINDOW_S = 0.25
+QUESTIONS = {
+    "telemetry": "sampler on against off, leanest client",
+    "client": "our client against the leanest streaming one",
 }
-FEWEST_BLOCKS = 4
-JUDGED = ("telemetry", "client")
-# Two answers a slot. On shared cores runs of 2 s and of 10 s scatter alike (8 % on two), so many short ones tell
-# more in the same time; with one answer a slot, no request would follow another.
-FULL = Load(concurrency=8, requests=16, input_tokens=128, output_tokens=64, warmup=0)
-QUICK = Load(concurrency=4, requests=8, input_tokens=64, output_tokens=8, warmup=0)
+FEWEST_GROUPS = 20
+LONGEST = 880  # output tokens: much longer, and the growing KV cache changes the speed more than anything else
+FULL = Load(concurrency=8, requests=8, input_tokens=128, output_tokens=LONGEST, warmup=0)
+RAMP_STEPS = 16  # tokens a slot until all are in step, prompts behind them
 
 
-class Arms:
-    """Runs of every arm on one engine."""
+class Loads:
+    """Loads on one engine, within which something is switched."""
 
     def __init__(self, request: Request, engine: engines.LiveEngine, load: Load, folder: Path) -> None:
         self.request, self.engine, self.load, self.folder = request, engine, load, folder
-        self._samplers = itertools.count()
-        self.sampler_shares: list[float] = []
+        self.window_tokens = load.concurrency
+        self.sampler_cpu_s = self.sampler_on_s = 0.0
 
-    def run(self, arm: str, seed: int) -> float:
-        """Output tokens a second of one run. Raises `BenchError` where the engine did other work than asked for."""
+    def settle_window(self, seed: int) -> None:
+        """One load untimed, which says how many tokens come in a window's time."""
+        seconds = self._counted(lambda: lean.run(self.engine.server.port, self._wires(seed), self.load.concurrency))
+        steps = self.load.output_tokens / seconds * WINDOW_S
+        self.window_tokens = max(2, round(steps)) * self.load.concurrency
+
+    def run(self, question: str, seed: int) -> list[tuple[float, float]]:
+        """Tokens a second with and without, of each group of windows of one load."""
+        return self._telemetry(seed) if question == "telemetry" else self._client(seed)
+
+    def _telemetry(self, seed: int) -> list[tuple[float, float]]:
+        with self._sampler(seed) as sampler:
+            assert sampler.pid is not None
+            pid = sampler.pid
+            windows = self._windows(lambda on: os.kill(pid, signal.SIGCONT if on else signal.SIGSTOP))
+            before_s = cpu_s(pid) or 0.0
+            try:
+                self._counted(
+                    lambda: lean.run(self.engine.server.port, self._wires(seed), self.load.concurrency, windows.took)
+                )
+            finally:
+                os.kill(pid, signal.SIGCONT)  # or it could not be told to end
+            self.sampler_cpu_s += (cpu_s(pid) or 0.0) - before_s
+            self.sampler_on_s += windows.on_s
+        return windows.pairs()
+
+    def _client(self, seed: int) -> list[tuple[float, float]]:
+        engine, windows = self.engine, self._windows()
+        with our_reader_switched(windows):
+            self._counted(lambda: drive(engine.base_url, engine.model, self.load, seed, engine.vocab_size).duration_s)
+        return windows.pairs()
+
+    def _windows(self, switch: Callable[[bool], object] = lambda on: None) -> Windows:
+        slots = self.load.concurrency
+        last = slots * (self.load.output_tokens - 2)  # the ends of the answers are not tokens
+        return Windows(self.window_tokens, slots * RAMP_STEPS, last, switch)
+
+    def _wires(self, seed: int) -> list[bytes]:
+        asked = prompts(self.load, seed, self.engine.vocab_size)
+        return lean.requests_for(self.load, self.engine.model, self.engine.server.port, asked)
+
+    def _counted(self, run: Callable[[], float]) -> float:
+        """Seconds of a load. Raises `BenchError` where the engine did other work than asked for."""
         before = self.engine.counted()
-        with self._telemetry() if arm == "telemetry" else contextlib.nullcontext():
-            seconds = self._drive(arm, seed)
+        seconds = run()
         gained = tuple(now - then for now, then in zip(self.engine.counted(), before, strict=True))
         asked = (self.load.requests * self.load.input_tokens, self.load.requests * self.load.output_tokens)
         if gained != asked:
-            raise BenchError(f"{arm}: the engine counted {gained[0]} prompt and {gained[1]} output tokens instead of "
+            raise BenchError(f"the engine counted {gained[0]} prompt and {gained[1]} output tokens instead of "
                              f"{asked[0]} and {asked[1]}; another client may be using it")  # fmt: skip
-        return gained[1] / seconds
-
-    def _drive(self, arm: str, seed: int) -> float:
-        engine = self.engine
-        if arm in ("telemetry", "client"):
-            return drive(engine.base_url, engine.model, self.load, seed, engine.vocab_size).duration_s
-        asked = prompts(self.load, seed, engine.vocab_size)
-        wires = lean.requests_for(self.load, engine.model, engine.server.port, asked, streaming=arm == "streaming")
-        return lean.run(engine.server.port, wires, self.load.concurrency)
+        return seconds
 
     @contextlib.contextmanager
-    def _telemetry(self) -> Any:
+    def _sampler(self, seed: int) -> Iterator[Sampler]:
         cfg = self.request.cfg
         names = environment.gpu_names(cfg.device) if self.request.device_kind == "cuda" else ()
         gpus = [int(name) if name.isdecimal() else name for name in names]
-        folder = self.folder / f"telemetry-{next(self._samplers)}"
-        with Sampler(folder, gpus, cfg.telemetry.hz, cfg.telemetry.pss_hz) as sampler:
+        hz = cfg.telemetry.samples_per_s(self.request.device_kind)
+        with Sampler(self.folder / f"telemetry-{seed}", gpus, hz, cfg.telemetry.pss_hz) as sampler:
             sampler.watch(self.engine.pid, self.engine.session_id)
             sampler.mark("load")
-            yield
-            told = sampler.stop()
-        if not told.complete:
-            raise BenchError(f"telemetry: the sampler did not see the run to its end ({'; '.join(told.errors)})")
-        self.sampler_shares.append(told.sampler_cpu_share or 0.0)
+            yield sampler
 
 
-def run_blocks(arms: Arms, count: int, seed: int) -> list[dict[str, list[float]]]:
-    """Tokens a second of every arm's two runs in every block."""
-    blocks: list[dict[str, list[float]]] = []
+def run_loads(loads: Loads, count: int, seed: int) -> dict[str, list[tuple[float, float]]]:
+    """The groups of both questions, from `count` loads for each, in turn."""
+    found: dict[str, list[tuple[float, float]]] = {question: [] for question in QUESTIONS}
     for number in range(count):
-        busy = engines.others_busy(arms.engine.session_id)
-        block: dict[str, list[float]] = {arm: [] for arm in ARMS}
-        for arm in alternating(ARMS, number):
-            block[arm].append(arms.run(arm, seed + number))
-        blocks.append(block)
-        cells = "  ".join(f"{arm} {' '.join(f'{value:.1f}' for value in block[arm])}" for arm in ARMS)
-        print(f"block {number + 1} of {count} (others used {busy:.0%} of the machine before it), tokens/s: {cells}",
-              flush=True)  # fmt: skip
-    return blocks
+        for question in QUESTIONS if number % 2 == 0 else reversed(QUESTIONS):
+            busy = engines.others_busy(loads.engine.session_id)
+            groups = loads.run(question, seed + number)
+            if not groups:
+                raise BenchError(f"{question}: a load of {loads.load.output_tokens} tokens an answer has no "
+                                 f"{GROUP} windows of {loads.window_tokens} tokens; take a longer one")  # fmt: skip
+            found[question] += groups
+            here = Change.of(*zip(*groups, strict=True))
+            print(f"load {number + 1} of {count}, {question:<9} {here.change:+.2%} over {here.pairs} groups "
+                  f"(others used {busy:.0%} of the machine before it)", flush=True)  # fmt: skip
+    return found
 
 
-def contrast(blocks: list[dict[str, list[float]]], treated: str, reference: str) -> Change:
-    """Change of one arm against another over the blocks."""
-    return Change.of(*([geometric_mean(block[arm]) for block in blocks] for arm in (treated, reference)))
-
-
-def summary(blocks: list[dict[str, list[float]]], limit: float) -> tuple[dict[str, Any], bool]:
-    """The table of changes; whether everything judged is shown to be within the limit."""
+def summary(found: dict[str, list[tuple[float, float]]], limit: float) -> tuple[dict[str, Any], bool]:
+    """The table of changes; whether both are shown to be within the limit."""
     print(f"\n{'change of throughput':<50}{'mean':>9}   95 % interval        within {limit:.1%}")
     figures: dict[str, Any] = {}
-    for name, (treated, reference, about) in CONTRASTS.items():
-        change = contrast(blocks, treated, reference)
-        verdict = change.verdict(limit)
-        needed = change.pairs_needed(limit)
-        figures[name] = asdict(change) | {"verdict": verdict, "blocks_needed": needed}
-        # Of a few blocks the spread itself is hardly known.
-        hint = verdict == "undecided" and needed and change.pairs >= FEWEST_BLOCKS
-        note = f"; about {needed} blocks would decide" if hint else ""
-        told = f"{verdict}{note}" if name in JUDGED else f"({verdict}; not judged)"
+    for question, about in QUESTIONS.items():
+        change = Change.of(*zip(*found[question], strict=True))
+        verdict, needed = change.verdict(limit), change.pairs_needed(limit)
+        figures[question] = asdict(change) | {"verdict": verdict, "groups_needed": needed}
+        # Of a few groups the spread itself is hardly known.
+        hint = verdict == "undecided" and needed and change.pairs >= FEWEST_GROUPS
+        note = f"; about {needed} groups would decide, these were {change.pairs}" if hint else ""
         interval = f"{change.low:+.2%} to {change.high:+.2%}" if change.pairs > 1 else "unknown"
-        print(f"{about:<50}{change.change:>+9.2%}   {interval:<20} {told}")
-    return figures, all(figures[name]["verdict"] == "shown" for name in JUDGED)
+        print(f"{about:<50}{change.change:>+9.2%}   {interval:<20} {verdict}{note}")
+    return figures, all(figures[question]["verdict"] == "shown" for question in QUESTIONS)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=40, help="blocks of eight runs (default 40)")
+    parser.add_argument("--loads", type=int, default=16, help="loads for each question (default 16)")
     parser.add_argument("--limit", type=float, default=0.01, help="largest change of throughput (default 0.01)")
     parser.add_argument("--concurrency", type=int, help=f"requests in flight (default {FULL.concurrency})")
-    parser.add_argument("--requests", type=int, help=f"requests a run (default {FULL.requests})")
     add_common_arguments(parser)
-    options = checked(parser.parse_args(), ("blocks", "concurrency", "requests"))
+    options = checked(parser.parse_args(), ("loads", "concurrency"))
     if not 0 < options.limit < 1:
         raise BadRequest(f"--limit {options.limit}: a share between 0 and 1, as in 0.01 for 1 %")
     return options
 
 
+def the_load(request: Request, options: argparse.Namespace) -> Load:
+    """As long answers as the engine takes, one for every slot."""
+    slots = options.concurrency or FULL.concurrency
+    room = (request.cfg.engine.max_model_len or LONGEST) - FULL.input_tokens
+    longest = min(LONGEST, room) // (4 if options.quick else 1)
+    return replace(FULL, concurrency=slots, requests=slots, output_tokens=longest)
+
+
 def run() -> int:
     options = parse()
     request = engines.compose(engines.words_for(engines.installed_kind(), options.words))
-    load = QUICK if options.quick else FULL
-    load = Load(**asdict(load) | {"requests": options.requests or load.requests,
-                                  "concurrency": options.concurrency or load.concurrency})  # fmt: skip
-    count = 2 if options.quick else options.blocks
+    load = the_load(request, options)
+    count = 1 if options.quick else options.loads
     telemetry = request.cfg.telemetry
-    rates = f"sampler at {telemetry.hz:g} Hz, PSS at most {telemetry.pss_hz:g} Hz"
-    facts = opening(request, load, f"each run {load}; {count} blocks of {2 * len(ARMS)} runs; {rates}")
+    rates = f"sampler at {telemetry.samples_per_s(request.device_kind):g} Hz, PSS at most {telemetry.pss_hz:g} Hz"
+    facts = opening(request, load, f"each load {load}; {count} loads for each question; {rates}")
     with (
         engines.device(request, options.patience),
         engines.scratch_folder() as folder,
         engines.live_engine(request, folder, folder / "engine.log") as engine,
     ):
         print(f"engine ready after {engine.startup_s:.1f} s", flush=True)
-        arms = Arms(request, engine, load, folder)
-        for arm in ARMS:  # once each, untimed
-            arms.run(arm, options.seed + 10_000)
-        arms.sampler_shares.clear()
-        blocks = run_blocks(arms, count, options.seed)
-    figures, shown = summary(blocks, options.limit)
-    share = sum(arms.sampler_shares) / len(arms.sampler_shares)
-    print(f"the sampler used {share:.2%} of a core while it ran{QUICK_NOTE if options.quick else ''}")
+        loads = Loads(request, engine, load, folder)
+        loads.settle_window(options.seed + 10_000)
+        print(f"a window is {loads.window_tokens} tokens", flush=True)
+        found = run_loads(loads, count, options.seed)
+    figures, shown = summary(found, options.limit)
+    share = loads.sampler_cpu_s / loads.sampler_on_s
+    print(f"the sampler used {share:.2%} of a core while it was on{QUICK_NOTE if options.quick else ''}")
     write_json(options.json, {"facts": facts, "load": asdict(load), "limit": options.limit, "shown": shown,
-                              "sampler_cpu_share": share, "summary": figures, "blocks": blocks})  # fmt: skip
+                              "window_tokens": loads.window_tokens, "sampler_cpu_share": share, "summary": figures,
+                              "groups": found})  # fmt: skip
     return 0 if shown or options.quick else 1
 
 

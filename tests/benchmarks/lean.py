@@ -1,8 +1,7 @@
-"""The leanest clients that still put the same load on an engine: what is left to compare a real client with.
+"""The leanest client that still puts the same load on an engine: what is left to compare a real client with.
 
 One thread, one `epoll`, one `recv` into the same buffer for every piece that comes; nothing is time-stamped, parsed,
-counted or kept but the last bytes, which tell the end of an answer. `streaming` reads the same event stream as a client
-that measures TTFT must; without it the engine sends each answer whole, which spares its API server the work per token.
+counted or kept but the last bytes, which tell the end of an answer.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bench.errors import BenchError
 from tests.benchmarks.load import Load
@@ -20,14 +19,13 @@ END_OF_CHUNKS = b"0\r\n\r\n"
 SILENCE_S = 60.0
 
 
-def requests_for(load: Load, model: str, port: int, prompts: list[list[int]], streaming: bool) -> list[bytes]:
+def requests_for(load: Load, model: str, port: int, prompts: list[list[int]]) -> list[bytes]:
     """Whole HTTP requests, the same bodies as our client sends."""
     wires = []
     for ids in prompts:
         body = {"model": model, "prompt": ids, "max_tokens": load.output_tokens, "ignore_eos": True,
-                "temperature": 0.0, "top_p": 1.0, "stream": streaming}  # fmt: skip
-        if streaming:
-            body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+                "temperature": 0.0, "top_p": 1.0, "stream": True,
+                "stream_options": {"include_usage": True, "continuous_usage_stats": True}}  # fmt: skip
         text = json.dumps(body, separators=(",", ":")).encode()
         head = (f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
                 f"Content-Length: {len(text)}\r\n\r\n")  # fmt: skip
@@ -42,13 +40,12 @@ class _Slot:
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.head = bytearray()
-        self.left: int | None = None  # bytes of a body with a length; None: chunked
         self.tail = b""
         self.in_body = False
 
     def send(self, wire: bytes) -> None:
         self.head.clear()
-        self.in_body, self.left, self.tail = False, None, b""
+        self.in_body, self.tail = False, b""
         self.socket.sendall(wire)
 
     def take(self, piece: memoryview) -> bool:
@@ -60,22 +57,17 @@ class _Slot:
                 return False
             if not self.head.startswith(b"HTTP/1.1 200"):
                 raise BenchError(f"lean client: the engine answered {bytes(self.head[:200])!r}")
-            header = bytes(self.head[:split]).lower()
             self.in_body = True
-            rest = bytes(self.head[split + 4 :])
-            if b"content-length:" in header:
-                self.left = int(header.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-            piece = memoryview(rest)
-        if self.left is not None:
-            self.left -= len(piece)
-            return self.left <= 0
+            piece = memoryview(bytes(self.head[split + 4 :]))
         # Five bytes may come in two pieces.
         self.tail = bytes(piece[-5:]) if len(piece) >= 5 else (self.tail + bytes(piece))[-5:]
         return self.tail == END_OF_CHUNKS
 
 
-def run(port: int, wires: list[bytes], concurrency: int) -> float:
+def run(port: int, wires: list[bytes], concurrency: int, took: Callable[[int], object] = lambda pieces: None) -> float:
     """Send all requests, `concurrency` at a time; seconds from the first sending to the last byte.
+
+    `took` is told how many pieces have come, whenever some have.
 
     Raises `BenchError` for an answer other than 200 and for `SILENCE_S` without a byte.
     """
@@ -107,6 +99,7 @@ def run(port: int, wires: list[bytes], concurrency: int) -> float:
                             busy -= 1
                         else:
                             slot.send(wire)
+                took(len(events))
             return time.perf_counter() - began
     finally:
         for slot in slots:

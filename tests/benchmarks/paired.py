@@ -12,18 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
-MOST_BLOCKS = 10_000
-
-
-def alternating(arms: Sequence[str], block: int) -> list[str]:
-    """The arms of one block, there and back (A B C, C B A), beginning one arm later in each block.
-
-    Every arm's two runs have the same mean position, so a drift that is linear in time cancels within the block; the
-    turn from block to block gives each arm every position.
-    """
-    turn = block % len(arms)
-    order = [*arms[turn:], *arms[:turn]]
-    return [*order, *reversed(order)]
+MOST_PAIRS = 10_000
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -74,7 +63,7 @@ class Change:
         mean = abs(math.log1p(self.change))
         # The nearer bound is the one that the interval must not reach.
         room = min(abs(mean - math.log1p(limit)), abs(mean + math.log1p(-limit)))
-        needed = (n for n in range(2, MOST_BLOCKS) if _t(n) * self.sd / math.sqrt(n) < room)
+        needed = (n for n in range(2, MOST_PAIRS) if _t(n) * self.sd / math.sqrt(n) < room)
         return next(needed, None)
 
 
