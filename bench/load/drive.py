@@ -145,7 +145,7 @@ class _Run:
             self.watchdog.report(tally)
             with Alarm() as alarm:
                 await alarm.until(self.start_ns)
-                self.check.start()
+                self.check.start(self.pool.receiver is not None)
                 await self._watched(alarm)
         finally:
             self.check.stop()
