@@ -151,7 +151,8 @@ class EngineStart:
         names = gpu_names(cfg.device) if self.request.device_kind == "cuda" else ()
         gpus = [int(name) if name.isdecimal() else name for name in names]
         if cfg.telemetry.enabled:
-            self.sampler = Sampler(self.scratch / "telemetry", gpus, cfg.telemetry.hz, cfg.telemetry.pss_hz)
+            hz = cfg.telemetry.samples_per_s(self.request.device_kind)
+            self.sampler = Sampler(self.scratch / "telemetry", gpus, hz, cfg.telemetry.pss_hz)
         else:
             self.row["warnings"].append("telemetry.enabled=false: no device or process figures were taken")
         try:

@@ -34,20 +34,30 @@ class DeviceConfig:
         )  # fmt: skip
 
 
+GPU_HZ, CPU_HZ = 20.0, 4.0
+
+
 @dataclass
 class TelemetryConfig:
     """The sampler, a process of its own."""
 
     enabled: bool = True
     """False: take no samples; the memory, power and processor columns of outside readings stay null."""
-    hz: float = 20.0
-    """NVML and RSS samples a second."""
+    hz: float | None = None
+    """Samples a second; null: 20 with a GPU, whose driver keeps no peak, 4 without, where the kernel keeps the peak of
+    memory and the sampler takes its core's share from the engine."""
     pss_hz: float = 4.0
     """PSS readings a second at most; they walk page tables, so the sampler lowers this where it costs too much."""
     idle_s: float = 0.25
     """Idle baseline before each launch, seconds."""
 
     def __post_init__(self) -> None:
-        require(0.1 <= self.hz <= 200, "telemetry.hz", self.hz, "use 0.1 to 200 samples a second")
-        require(0 < self.pss_hz <= self.hz, "telemetry.pss_hz", self.pss_hz, "use more than 0 and at most telemetry.hz")
+        if self.hz is not None:
+            require(0.1 <= self.hz <= 200, "telemetry.hz", self.hz, "use 0.1 to 200 samples a second")
+        require(0 < self.pss_hz <= (self.hz or 200), "telemetry.pss_hz", self.pss_hz,
+                "use more than 0 and at most telemetry.hz")  # fmt: skip
         require(self.idle_s >= 0, "telemetry.idle_s", self.idle_s, "must be 0 or more")
+
+    def samples_per_s(self, device_kind: str) -> float:
+        """The rate on a device of this kind (`cuda` or `cpu`)."""
+        return self.hz or (GPU_HZ if device_kind == "cuda" else CPU_HZ)

@@ -23,6 +23,7 @@ from bench.telemetry.samples import Sample
 
 # Shares of one core. With the cheap readings (about 0.7 %) the sum stays below 2 %.
 PSS_SHARE, SCAN_SHARE, PROCESS_LIST_SHARE, SENSOR_SHARE = 0.005, 0.0025, 0.0025, 0.0025
+NO_GPU = 0.5  # of the first two: an engine on the CPU computes on the cores that these readings take
 SCAN_HZ = 2.0
 
 # Resident memory of the tree that moved less than this since the last PSS reading is not worth another walk
@@ -77,8 +78,9 @@ class Recorder:
         self._rollups = _RollupThread()
         self._rollup_asked_s: float | None = None
         self._rollup_of: tuple[int, int] | None = None
-        self.pss = Pacer(min(pss_hz, hz), PSS_SHARE)
-        self.scan = Pacer(min(SCAN_HZ, hz), SCAN_SHARE)
+        part = 1.0 if self._devices else NO_GPU
+        self.pss = Pacer(min(pss_hz, hz), part * PSS_SHARE)
+        self.scan = Pacer(min(SCAN_HZ, hz), part * SCAN_SHARE)
         self.process_list = Pacer(hz, PROCESS_LIST_SHARE)
         self.sensors = Pacer(hz, SENSOR_SHARE)
         self.phase = "start"

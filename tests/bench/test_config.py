@@ -48,6 +48,7 @@ SHAPE = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096,
         (lambda: DeviceConfig(kind="tpu"), "device.kind", "tpu"),
         (lambda: DeviceConfig(indices=[0, 0]), "device.indices", "[0, 0]"),
         (lambda: TelemetryConfig(hz=0), "telemetry.hz", "0"),
+        (lambda: TelemetryConfig(hz=2), "telemetry.pss_hz", "4.0"),
         (lambda: ModelConfig(source="path"), "model.path", "None"),
         (lambda: BenchConfig(set="../elsewhere", model=ModelConfig(config=SHAPE)), "set", "../elsewhere"),
         (lambda: BenchConfig(repeats=0, model=ModelConfig(config=SHAPE)), "repeats", "0"),
@@ -130,3 +131,8 @@ def test_every_workload_of_the_tree_can_be_sent(file):
 def test_the_trace_in_the_tree_is_replayed():
     spec = WorkloadPoint(pattern="trace", trace_file="conf/workload/traces/office-minute.jsonl").spec(0)
     assert spec.total == 42 and spec.longest_request_tokens <= 540
+
+
+def test_the_sampler_is_slower_where_it_takes_its_core_from_the_engine():
+    assert [TelemetryConfig().samples_per_s(kind) for kind in ("cuda", "cpu")] == [20.0, 4.0]
+    assert TelemetryConfig(hz=50).samples_per_s("cpu") == 50
