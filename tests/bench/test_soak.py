@@ -144,7 +144,7 @@ def test_a_leak_in_a_real_engine_is_found_and_the_same_engine_before_it_is_not_a
     points = ",".join(SOAK.format(name=name, warmup=warmup) for name, warmup in (("flat", 32), ("leaks", 0)))
     trigger = short_folder / "go"
     words = ["model=tiny-llama", "quantization=fp32", "engine=cpu", "device=cpu", "launcher=spawn", "set=s",
-             f"workload.points=[{points}]", "workload.name=soaks", f"paths.results={tmp_path}",
+             f"workload.points=[{points}]", "workload.name=soaks", f"paths.results={tmp_path}", "telemetry.hz=20",
              f"paths.scratch={short_folder}", f"+engine.env.FAKE_LEAK_BYTES_PER_S={LEAK_BYTES_PER_S}",
              f"+engine.env.FAKE_LEAK_WHEN={trigger}"]  # fmt: skip
     with ThreadPoolExecutor() as beside:

@@ -1,5 +1,6 @@
 """Two real vLLM engines on one CPU at once, through the router: rows for both, interference, a clean end, a death."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,7 +23,7 @@ pytestmark = [
 ]
 SHORT = [
     f"colocate.streams.{name}.load.{what}" for name in ("code", "chat")
-    for what in ("duration_s=1.5", "warmup_requests=2", "concurrency=2", "input_tokens=32", "output_tokens=8")
+    for what in ("duration_s=3", "warmup_requests=2", "concurrency=2", "input_tokens=32", "output_tokens=8")
 ]  # fmt: skip
 
 
@@ -109,7 +111,7 @@ def test_nothing_is_left_running_and_nothing_is_measured_twice(pair, bench):
 
 def test_a_killed_engine_leaves_the_other_serving_and_the_rows_honest(pair, tmp_path, bench):
     words = ["colocate=cpu-pair", *SHORT, "colocate.direct=false", "set=kill", f"paths.results={tmp_path}",
-             "colocate.streams.chat.load.duration_s=4", "colocate.streams.code.load.duration_s=4"]  # fmt: skip
+             "colocate.streams.chat.load.duration_s=6", "colocate.streams.code.load.duration_s=6"]  # fmt: skip
     harness = subprocess.Popen([sys.executable, "-m", "bench", *words], cwd=ROOT, env=os.environ | {"TMPDIR": "/tmp"},
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     _kill_the_coder_when_both_are_driven(harness.pid)
@@ -128,7 +130,7 @@ def test_a_killed_engine_leaves_the_other_serving_and_the_rows_honest(pair, tmp_
     assert code["output_tokens_per_s"] is code["steady_output_tokens_per_s"] is None, "no throughput to quote"
     assert group["joint_output_tokens_per_s"] is group["joint_share"] is None
     assert (chat["status"], chat["failed"]) == ("ok", 0) and "sibling_died" in chat["flags"]
-    assert chat["window_s"] > 3.5, "it served on to its end"
+    assert chat["window_s"] > 5.5, "it served on to its end"
     assert chat["interference_output_tokens_per_s"] is None, "of a dead neighbour nothing is stated"
     assert _left_behind() == []
 
@@ -140,8 +142,9 @@ def _kill_the_coder_when_both_are_driven(harness: int) -> None:
         ours = procfs.tree_pids(harness, stats=stats)
         words = {pid: procfs.read_bytes(f"/proc/{pid}/cmdline") or b"" for pid in ours}
         commands = {pid: text.replace(b"\0", b" ").decode() for pid, text in words.items()}
-        if sum("bench.colocate.client" in text for text in commands.values()) == 2:
-            time.sleep(1.5)  # past the start of both
+        clients = [pid for pid, text in commands.items() if "bench.colocate.client" in text]
+        if len(clients) == 2 and all(map(_is_connected, clients)):
+            time.sleep(2)  # past the first answers
             # The engines are the sessions of the warm parent's children; the coder was started first.
             parents = [pid for pid, text in commands.items() if "warm_parent" in text and stats[pid].session_id == pid]
             leaders = sorted(pid for pid in ours if stats[pid].session_id == pid and stats[pid].parent_pid in parents)
@@ -150,3 +153,10 @@ def _kill_the_coder_when_both_are_driven(harness: int) -> None:
             return
         time.sleep(0.1)
     pytest.fail("both streams were never driven at once")
+
+
+def _is_connected(pid: int) -> bool:
+    """A client has imported what it needs and opened its connections; on a slow machine that takes seconds."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(one.status == psutil.CONN_ESTABLISHED for one in psutil.Process(pid).net_connections("tcp"))
+    return False
