@@ -51,7 +51,7 @@ def parse_stream(pieces: Sequence[bytes], arrivals_ns: Sequence[int], *, ended: 
     ``ended`` is False when the connection broke off, and then an unfinished last event is ignored instead of
     being a problem.
     """
-    if ended and (usual := _read_usual(pieces, arrivals_ns)) is not None:
+    if ended and _decode_all is not None and (usual := _read_usual(pieces, arrivals_ns)) is not None:
         return usual
     parsed = ParsedStream()
     counter = _TokenCounter(parsed)
@@ -119,7 +119,7 @@ def _read_usual(pieces: Sequence[bytes], arrivals_ns: Sequence[int]) -> ParsedSt
     """
     body = b"".join(pieces)
     events = body.split(_BETWEEN)
-    if _decode_all is None or events[-1] != b"[DONE]\n\n" or not events[0].startswith(b"data: {") or b"\r" in body:
+    if events[-1] != b"[DONE]\n\n" or not events[0].startswith(b"data: {") or b"\r" in body:
         return None
     del events[-1]
     line_ends = np.count_nonzero(np.frombuffer(body, dtype=np.uint8) == ord("\n"))  # bytes.count is slow
