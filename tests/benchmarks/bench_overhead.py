@@ -70,7 +70,7 @@ class Loads:
 
     def settle_window(self, seed: int) -> None:
         """One load untimed, which says how many tokens come in a window's time."""
-        seconds = self._counted(lambda: lean.run(self.engine.server.port, self._wires(seed), self.load.concurrency))
+        seconds = self._lean(seed)
         steps = self.load.output_tokens / seconds * WINDOW_S
         self.window_tokens = max(2, round(steps)) * self.load.concurrency
 
@@ -85,9 +85,7 @@ class Loads:
             windows = self._windows(lambda on: os.kill(pid, signal.SIGCONT if on else signal.SIGSTOP))
             before_s = cpu_s(pid) or 0.0
             try:
-                self._counted(
-                    lambda: lean.run(self.engine.server.port, self._wires(seed), self.load.concurrency, windows.took)
-                )
+                self._lean(seed, windows.took)
             finally:
                 os.kill(pid, signal.SIGCONT)  # or it could not be told to end
             self.sampler_cpu_s += (cpu_s(pid) or 0.0) - before_s
@@ -105,9 +103,11 @@ class Loads:
         last = slots * (self.load.output_tokens - 2)  # the ends of the answers are not tokens
         return Windows(self.window_tokens, slots * RAMP_STEPS, last, switch)
 
-    def _wires(self, seed: int) -> list[bytes]:
-        asked = prompts(self.load, seed, self.engine.vocab_size)
-        return lean.requests_for(self.load, self.engine.model, self.engine.server.port, asked)
+    def _lean(self, seed: int, took: Callable[[int], object] = lambda pieces: None) -> float:
+        """Seconds of a load that the leanest reader takes."""
+        port = self.engine.server.port
+        wires = lean.requests_for(self.load, self.engine.model, port, prompts(self.load, seed, self.engine.vocab_size))
+        return self._counted(lambda: lean.run(port, wires, self.load.concurrency, took))
 
     def _counted(self, run: Callable[[], float]) -> float:
         """Seconds of a load. Raises `BenchError` where the engine did other work than asked for."""

@@ -6,13 +6,13 @@ counted or kept but the last bytes, which tell the end of an answer.
 
 from __future__ import annotations
 
-import json
 import select
 import socket
 import time
 from collections.abc import Callable, Iterator
 
 from bench.errors import BenchError
+from bench.load.wire import Target, completion_body
 from tests.benchmarks.load import Load
 
 END_OF_CHUNKS = b"0\r\n\r\n"
@@ -21,16 +21,8 @@ SILENCE_S = 60.0
 
 def requests_for(load: Load, model: str, port: int, prompts: list[list[int]]) -> list[bytes]:
     """Whole HTTP requests, the same bodies as our client sends."""
-    wires = []
-    for ids in prompts:
-        body = {"model": model, "prompt": ids, "max_tokens": load.output_tokens, "ignore_eos": True,
-                "temperature": 0.0, "top_p": 1.0, "stream": True,
-                "stream_options": {"include_usage": True, "continuous_usage_stats": True}}  # fmt: skip
-        text = json.dumps(body, separators=(",", ":")).encode()
-        head = (f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(text)}\r\n\r\n")  # fmt: skip
-        wires.append(head.encode() + text)
-    return wires
+    target = Target("127.0.0.1", port)
+    return [target.post_json("/v1/completions", completion_body(model, ids, load.output_tokens)) for ids in prompts]
 
 
 class _Slot:
