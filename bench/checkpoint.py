@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import BenchConfig
-from bench.errors import BadRequest
+from bench.errors import BadRequest, first_line
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,9 @@ def _hub(cfg: BenchConfig) -> ModelSource:
         config = _read_config(Path(path).parent, "model.hub_id")
         info = HfApi().model_info(name, revision=cfg.model.revision, files_metadata=True)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadRequest(
-            f"model.hub_id={name}: the hub gave no answer for it ({reason}); check the name, the network and your "
-            "token, or use model.source=config for dummy weights or model.source=path for a local copy"
+            f"model.hub_id={name}: the hub gave no answer for it ({first_line(error)}); check the name, the network "
+            "and your token, or use model.source=config for dummy weights or model.source=path for a local copy"
         ) from error
     sizes = [f.size or 0 for f in info.siblings or () if f.rfilename.endswith(".safetensors")]
     total = sum(sizes)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BadRequest, BenchError
+from bench.errors import BadRequest, BenchError, first_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,12 +123,12 @@ def _sentence(error: BaseException) -> str:
         return f"{group}={option}: no such option; choose one of {', '.join(error.options or ())}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read ({str(error).splitlines()[0]}); write key=value or key=value1,value2"
-    first = str(error).strip().splitlines()[0]
+    first = first_line(error)
     if unknown := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", first):
         return _unknown_inside(unknown[1] or unknown[2], error.__cause__) or _unknown_key(unknown[1] or unknown[2])
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return f"{cause.full_key}: {str(cause).strip().splitlines()[0]}"
+        return f"{cause.full_key}: {first_line(cause)}"
     return first
 
 

@@ -13,3 +13,8 @@ class BadRequest(BenchError):
     """The request itself cannot be carried out as written. Process exit code 2, nothing was started."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, or else its type, without the pages that libraries add."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

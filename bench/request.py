@@ -16,7 +16,7 @@ from bench import checkpoint
 from bench.checkpoint import ModelSource
 from bench.config import BenchConfig, check_request
 from bench.environment import default_cpu_threads, device_kind
-from bench.errors import BadRequest
+from bench.errors import BadRequest, first_line
 from bench.identity import point_id
 
 
@@ -82,7 +82,7 @@ def load_request(composed: DictConfig) -> Request:
             if isinstance(cause, BadRequest):
                 raise cause from None
             cause = cause.__cause__ or cause.__context__
-        raise BadRequest(_first_line(error)) from error
+        raise BadRequest(first_line(error)) from error
     assert isinstance(cfg, BenchConfig)
     _refuse_added_keys(cfg, "")
     kind = device_kind(cfg.device)
@@ -135,7 +135,3 @@ def _check_shape(name: str, config: dict[str, Any]) -> None:
         raise BadRequest(f"model={name}: {error}") from error
     except ArithmeticRefusal:
         pass
-
-
-def _first_line(error: Any) -> str:
-    return str(error).strip().splitlines()[0]

@@ -25,13 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bench.errors import BenchError
+from bench.errors import BenchError, first_line
 from bench.record.store import (
     JOINED_PREFIX,
     StoreError,
     check_schema_version,
     finish_joining,
-    first_line,
     list_of_parts,
     write_synced,
 )

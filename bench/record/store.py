@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.errors import BenchError
+from bench.errors import BenchError, first_line
 from bench.record.tables import OPTIONAL, SCHEMA_VERSION, TABLES, table_schema
 
 JOINED_PREFIX = "joined-"
@@ -159,11 +159,6 @@ def write_synced(data: pa.Table, path: Path) -> None:
         pq.write_table(data, out, compression="zstd")
         out.flush()
         os.fsync(out.fileno())
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without the pages that libraries add."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_schema_version(path: Path) -> int:
